@@ -1,0 +1,1 @@
+//! The rules of the numbering transaction, pure: what to look up, and what each record becomes.
