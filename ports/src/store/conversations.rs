@@ -1,7 +1,7 @@
 //! Conversations and their members, as the Store lists them.
 
 use roost_protocol::frames::{ConversationKind, Head};
-use roost_protocol::{ConversationId, Seq, UserId};
+use roost_protocol::{Seq, UserId};
 
 /// A member, with the range of seqs that is for them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
