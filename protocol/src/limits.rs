@@ -6,6 +6,8 @@ pub const BODY_BYTES_MAX: usize = 64 * 1024;
 pub const CONTENT_TYPE_BYTES_MAX: usize = 128;
 /// The largest frame a client may send: in JSON a body grows by base64 (4/3), or by escapes where it is text.
 pub const CLIENT_FRAME_BYTES_MAX: usize = BODY_BYTES_MAX * 2 + 4 * 1024;
+/// The highest seq or time that travels: JSON numbers are exact up to here in every language.
+pub const SEQ_MAX: u64 = (1 << 53) - 1;
 /// The most bytes a client may send before it is connected.
 pub const BEFORE_CONNECT_BYTES_MAX: usize = 4 * 1024;
 /// The longest token.
