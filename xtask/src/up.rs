@@ -15,6 +15,9 @@ pub struct UpOptions {
     /// Start these roles too, e.g. gateway,persist,fanout,api.
     #[arg(long, value_delimiter = ',')]
     roles: Vec<String>,
+    /// Leave the program out: only the servers, and the variables by which single tests find them.
+    #[arg(long, conflicts_with_all = ["roles", "release"])]
+    servers_only: bool,
     /// Use the release build of the program.
     #[arg(long)]
     release: bool,
@@ -25,25 +28,33 @@ const ROLES: [&str; 4] = ["gateway", "persist", "fanout", "api"];
 /// Ctrl-C ends this process; the janitor stops the rest.
 pub fn run(options: &UpOptions) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
-    let program = build(&workspace, options.release)?;
+    let program = if options.servers_only { None } else { Some(build(&workspace, options.release)?) };
     let tools = Tools::ensure(&workspace)?;
     let janitor = Janitor::start()?;
     let logs = janitor.folder().join("logs");
     let servers = Servers::start(&janitor, &tools, &Selection::all(), &logs)?;
-    let addresses = addresses(&servers);
-    let mut migrate = Command::new(&program);
-    migrate.arg("migrate").envs(&addresses);
-    let status = migrate.status().map_err(|error| format!("{}: {error}", program.display()))?;
-    if !status.success() {
-        return Err(format!("roost migrate: {status}"));
-    }
-    print_commands(&program, &addresses, &logs);
     let mut children = Vec::new();
-    for role in &options.roles {
-        let mut command = Command::new(&program);
-        command.arg(role).envs(&addresses).stdin(Stdio::null());
-        children.push((role, janitor.spawn(&mut command, "TERM")?));
+    if let Some(program) = program {
+        let addresses = addresses(&servers);
+        migrate(&program, &addresses)?;
+        println!("\nThe servers run and the store is migrated. In another terminal:\n");
+        print_exports(addresses.iter().map(|(name, value)| (*name, value.as_str())));
+        for role in ROLES {
+            println!("{} {role}", program.display());
+        }
+        for role in &options.roles {
+            let mut command = Command::new(&program);
+            command.arg(role).envs(&addresses).stdin(Stdio::null());
+            children.push((role, janitor.spawn(&mut command, "TERM")?));
+        }
+    } else {
+        println!("\nThe servers run. In another terminal, before cargo test:\n");
+        let python = tools.python.display().to_string();
+        let environment = servers.environment();
+        print_exports(environment.iter().map(|(name, value)| (*name, value.as_str())));
+        print_exports([("ROOST_TEST_PYTHON", python.as_str()), ("ROOST_REQUIRE_SERVERS", "1")].into_iter());
     }
+    println!("\nLogs: {}. Ctrl-C stops everything and removes the data.", logs.display());
     loop {
         for (role, child) in &mut children {
             if let Some(status) = child.try_wait().map_err(|error| format!("{role}: {error}"))? {
@@ -65,15 +76,16 @@ fn addresses(servers: &Servers) -> BTreeMap<&'static str, String> {
     renamed.collect()
 }
 
-fn print_commands(program: &Path, addresses: &BTreeMap<&str, String>, logs: &Path) {
-    println!("\nThe servers run and the store is migrated. In another terminal:\n");
-    for (name, value) in addresses {
+fn migrate(program: &Path, addresses: &BTreeMap<&str, String>) -> Result<()> {
+    let status = Command::new(program).arg("migrate").envs(addresses).status();
+    let status = status.map_err(|error| format!("{}: {error}", program.display()))?;
+    if status.success() { Ok(()) } else { Err(format!("roost migrate: {status}")) }
+}
+
+fn print_exports<'a>(variables: impl Iterator<Item = (&'a str, &'a str)>) {
+    for (name, value) in variables {
         println!("export {name}={value}");
     }
-    for role in ROLES {
-        println!("{} {role}", program.display());
-    }
-    println!("\nLogs: {}. Ctrl-C stops everything and removes the data.", logs.display());
 }
 
 fn build(workspace: &Workspace, release: bool) -> Result<PathBuf> {
