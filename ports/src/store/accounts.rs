@@ -54,6 +54,8 @@ pub struct SigningKey {
     pub kid: String,
     /// The Ed25519 seed. Secret.
     pub secret: [u8; 32],
+    /// The Ed25519 public key of that seed: whoever only verifies needs nothing else.
+    pub public: [u8; 32],
     /// When it was made.
     pub created: TimeMs,
     /// Tokens signed with it are refused after this.
