@@ -1,0 +1,4 @@
+//! How bytes become handshakes, messages and control frames: pure codecs that own no socket and ask no clock.
+
+pub mod handshake;
+pub mod websocket;
