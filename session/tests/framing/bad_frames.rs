@@ -200,6 +200,18 @@ fn s08_a_hundred_thousand_one_byte_fragments_stop_at_the_cap() {
 }
 
 #[test]
+fn s08_the_buffer_grows_by_doubling_not_with_every_fragment() {
+    let limits = Limits { message_fragments_max: u32::MAX, message_bytes_max: 1 << 20 };
+    let (mut decoder, mut sizes) = (Decoder::new(), std::collections::BTreeSet::new());
+    for index in 0..10_000 {
+        let mut frame = masked(if index == 0 { BINARY } else { CONTINUATION }, b"x");
+        assert_eq!(decoder.next(&mut &mut frame[..], &limits), Ok(None));
+        sizes.insert(decoder.buffered_bytes());
+    }
+    assert!(sizes.len() <= 16, "grown {} times", sizes.len());
+}
+
+#[test]
 fn s09_a_continuation_without_a_start_is_refused() {
     for first in [CONTINUATION, FIN] {
         fails_exactly_at_the_end(&[first], FrameError::UnexpectedContinuation, 1002);
