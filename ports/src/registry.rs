@@ -87,15 +87,26 @@ pub enum RegistryError {
 /// * Stale entries lose: `unregister` removes an entry only if it is exactly the one given (compare and delete), so a
 ///   late delete never removes a newer registration.
 /// * Every write raises the gateway's counter in the same atomic step.
-/// * A renewal extends only an existing lease of the same incarnation; it never makes one.
+/// * A renewal extends only an existing lease of the same incarnation; it makes one only where the Registry itself has
+///   begun a new life and so has forgotten all of them. (Whether its own lease has passed meanwhile, a gateway knows by
+///   its own steady clock.)
+/// * After a new life the list of gateways is complete only once all have renewed: readers also ask the Store's list.
 /// * Every call answers within a second, or fails with `Unavailable`.
 #[async_trait]
 pub trait Registry: Send + Sync + 'static {
     /// Begins the lease of a new incarnation of a gateway. The counter starts at 0.
     async fn acquire(&self, gateway: &Endpoint, ttl_ms: u64) -> Result<Renewal, RegistryError>;
 
-    /// Extends the lease.
-    async fn renew(&self, gateway: Incarnation, ttl_ms: u64) -> Result<Renewal, RegistryError>;
+    /// Extends the lease. `known` is the Registry's life as this gateway last heard it: where the Registry has had
+    /// another life since (it came back empty), it knows no leases at all, and the gateway's begins anew with a counter
+    /// of 0 and not complete; the gateway sees the new life in the answer and registers everything again. In the same
+    /// life a lease that is not there is [`RegistryError::LeaseLost`].
+    async fn renew(
+        &self,
+        gateway: &Endpoint,
+        known: RegistryIncarnation,
+        ttl_ms: u64,
+    ) -> Result<Renewal, RegistryError>;
 
     /// Says that everything the gateway holds is registered under this life of the Registry.
     async fn complete(&self, gateway: Incarnation, registry: RegistryIncarnation) -> Result<(), RegistryError>;
