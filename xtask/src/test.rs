@@ -175,7 +175,7 @@ fn run_program(context: &Context<'_>, program: &Program, deadline: Instant, tall
 
 fn run_documentation(context: &Context<'_>, deadline: Instant, tally: &mut Tally) {
     let mut command = context.workspace.cargo();
-    command.args(["test", "--doc"]).args(context.plan.selection());
+    command.args(["test", "--doc", "--no-fail-fast"]).args(context.plan.selection());
     run_counted(context, &mut command, "documentation examples", deadline, tally);
 }
 
