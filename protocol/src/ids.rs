@@ -107,9 +107,22 @@ impl ConversationId {
         hash.update(b"roost.direct.v1");
         hash.update(low.as_bytes());
         hash.update(high.as_bytes());
-        let digest = hash.finalize();
+        Self::of_hash(hash)
+    }
+
+    /// The group that a creation makes, derived from who creates it and their name for the creation (UUIDv8 over
+    /// SHA-256): a retry names the same group, and nobody can aim at another's.
+    pub fn group(actor: UserId, client_msg_id: ClientMsgId) -> Self {
+        let mut hash = Sha256::new();
+        hash.update(b"roost.group.v1");
+        hash.update(actor.as_bytes());
+        hash.update(client_msg_id.as_bytes());
+        Self::of_hash(hash)
+    }
+
+    fn of_hash(hash: Sha256) -> Self {
         let mut bytes = [0u8; 16];
-        bytes.copy_from_slice(&digest[..16]);
+        bytes.copy_from_slice(&hash.finalize()[..16]);
         Self(Uuid::new_v8(bytes))
     }
 }
@@ -242,6 +255,14 @@ mod tests {
         let (one, other) = (UserId::new(), UserId::new());
         assert_eq!(ConversationId::direct(one, other), ConversationId::direct(other, one));
         assert_ne!(ConversationId::direct(one, other), ConversationId::direct(one, one));
+    }
+
+    #[test]
+    fn a_group_is_named_by_its_creator_and_their_name_for_it() {
+        let (one, other, name) = (UserId::new(), UserId::new(), ClientMsgId::new());
+        assert_eq!(ConversationId::group(one, name), ConversationId::group(one, name));
+        assert_ne!(ConversationId::group(one, name), ConversationId::group(other, name));
+        assert_ne!(ConversationId::group(one, name), ConversationId::group(one, ClientMsgId::new()));
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod wire;
 pub use codes::{CloseCode, ErrorCode};
 pub use frames::{ClientFrame, Form, ServerFrame};
 pub use ids::{ClientMsgId, ConversationId, DeviceId, Epoch, Incarnation, SessionId, UserId};
+pub use wire::json_depth_is_at_most;
 
 /// A message's number within its conversation: 1, 2, 3 … without holes. 0 means "before the first".
 pub type Seq = u64;

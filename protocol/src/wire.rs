@@ -14,5 +14,7 @@ mod server;
 mod server_binary;
 mod server_json;
 
+pub use json::depth_is_at_most as json_depth_is_at_most;
+
 #[cfg(test)]
 mod tests;

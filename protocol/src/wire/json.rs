@@ -5,7 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 
 /// Whether brackets nest at most so deep. Brackets within strings do not count.
-pub(super) fn depth_is_at_most(text: &str, depth_max: usize) -> bool {
+pub fn depth_is_at_most(text: &str, depth_max: usize) -> bool {
     let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
     for byte in text.bytes() {
         match byte {
