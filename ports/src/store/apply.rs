@@ -50,6 +50,24 @@ pub struct ApplyBatch {
     pub parts: Vec<PartBatch>,
 }
 
+impl ApplyBatch {
+    /// Asserts what every caller owes: partitions once each, and records that stand in order from where the part begins.
+    /// A batch that breaks it is our own mistake, and applying it would skip records for ever.
+    pub fn assert_well_formed(&self) {
+        let mut partitions: Vec<u32> = self.parts.iter().map(|part| part.partition).collect();
+        partitions.sort_unstable();
+        assert!(partitions.windows(2).all(|pair| pair[0] < pair[1]), "a partition stands in a batch once");
+        for part in &self.parts {
+            assert!(!part.records.is_empty(), "a part has at least one record");
+            let mut at = part.from;
+            for record in &part.records {
+                assert!(record.position >= at && record.next > record.position, "records stand in log order");
+                at = record.next;
+            }
+        }
+    }
+}
+
 /// The records of one partition in a batch.
 #[derive(Clone, PartialEq, Debug)]
 pub struct PartBatch {

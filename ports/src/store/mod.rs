@@ -4,6 +4,7 @@ pub mod accounts;
 pub mod apply;
 pub mod conversations;
 pub mod numbering;
+pub mod stored;
 
 use async_trait::async_trait;
 use roost_protocol::frames::{Heads, HistoryRange, Page};
