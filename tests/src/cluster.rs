@@ -1,0 +1,187 @@
+//! Roost in one of its two compositions, behind one interface, so that the same test bodies run on both.
+
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::process::Process;
+use crate::servers::{Kind, Manifest, Server};
+
+/// Which composition a test runs on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Composition {
+    /// Everything in one process.
+    Embedded,
+    /// Separate roles over the run's shared servers.
+    Distributed,
+    /// Separate roles over servers of this test's own, which it may kill.
+    DistributedOnPrivateServers,
+}
+
+/// The servers of a test that has its own.
+pub struct PrivateServers {
+    /// The log.
+    pub kafka: Server,
+    /// The registry.
+    pub redis: Server,
+    /// The store.
+    pub postgres: Server,
+}
+
+/// A running installation.
+pub struct Cluster {
+    /// What holds the sessions: the gateway, or the whole program where it is embedded.
+    pub gateways: Vec<Process>,
+    /// The persist workers; none where it is embedded.
+    pub persist: Vec<Process>,
+    /// The fan-out workers; none where it is embedded.
+    pub fanout: Vec<Process>,
+    /// REST; absent where it is embedded.
+    pub api: Option<Process>,
+    /// The test's own servers, where it has them.
+    pub servers: Option<PrivateServers>,
+    settings: Vec<String>,
+    _data: TempDir,
+}
+
+/// How many processes of each role a distributed cluster has.
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    /// Gateways.
+    pub gateways: usize,
+    /// Persist workers.
+    pub persist: usize,
+    /// Fan-out workers.
+    pub fanout: usize,
+}
+
+impl Size {
+    /// One of each.
+    pub const ONE: Size = Size { gateways: 1, persist: 1, fanout: 1 };
+    /// Two of each.
+    pub const TWO: Size = Size { gateways: 2, persist: 2, fanout: 2 };
+}
+
+impl Cluster {
+    /// Starts it and waits until every part is ready.
+    pub async fn start(composition: Composition, size: Size) -> Self {
+        let data = TempDir::new().expect("a data folder");
+        match composition {
+            Composition::Embedded => Self::embedded(data).await,
+            Composition::Distributed => {
+                let variable = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"));
+                let (kafka, redis) = (variable("ROOST_TEST_KAFKA"), variable("ROOST_TEST_REDIS"));
+                Self::distributed(data, size, &kafka, &redis, &variable("ROOST_TEST_POSTGRES"), None).await
+            }
+            Composition::DistributedOnPrivateServers => {
+                let manifest = Manifest::read();
+                let (kafka, redis, postgres) = tokio::join!(
+                    Server::start(Kind::Kafka, &manifest),
+                    Server::start(Kind::Redis, &manifest),
+                    Server::start(Kind::Postgres, &manifest)
+                );
+                let (log, registry) = (kafka.address(), format!("redis://{}", redis.address()));
+                let store = format!("postgres://postgres@{}/postgres", postgres.address());
+                let servers = PrivateServers { kafka, redis, postgres };
+                Self::distributed(data, size, &log, &registry, &store, Some(servers)).await
+            }
+        }
+    }
+
+    async fn embedded(data: TempDir) -> Self {
+        let folder = data.path().display().to_string();
+        let settings = vec!["--data".to_owned(), folder];
+        let port = crate::process::free_port();
+        let listen = format!("127.0.0.1:{port}");
+        let arguments = ["serve", "--listen", &listen, "--grace-ms", "5000", &settings[0], &settings[1]];
+        let gateway = Process::start("serve", &arguments).await;
+        Self {
+            gateways: vec![gateway],
+            persist: Vec::new(),
+            fanout: Vec::new(),
+            api: None,
+            servers: None,
+            settings,
+            _data: data,
+        }
+    }
+
+    async fn distributed(
+        data: TempDir,
+        size: Size,
+        kafka: &str,
+        redis: &str,
+        postgres: &str,
+        servers: Option<PrivateServers>,
+    ) -> Self {
+        // A name of its own on each server, so that tests side by side do not meet.
+        let name = format!("t{}", &uuid::Uuid::now_v7().simple().to_string()[12..]);
+        Manifest::read().sql(postgres, &format!("create database {name}")).await;
+        let base = postgres.rsplit_once('/').expect("a database in the address").0;
+        let settings: Vec<String> = [
+            ("--log", format!("kafka://{kafka}/{name}")),
+            ("--store", format!("{base}/{name}")),
+            ("--partitions", "8".to_owned()),
+        ]
+        .into_iter()
+        .flat_map(|(flag, value)| [flag.to_owned(), value])
+        .collect();
+        let registry = format!("{redis}?prefix={name}");
+        let mut cluster = Self {
+            gateways: Vec::new(),
+            persist: Vec::new(),
+            fanout: Vec::new(),
+            api: None,
+            servers,
+            settings,
+            _data: data,
+        };
+        cluster.run(&["migrate"]).await;
+        for _ in 0..size.persist {
+            cluster.persist.push(cluster.role("persist", &[]).await);
+        }
+        for _ in 0..size.fanout {
+            cluster.fanout.push(cluster.role("fanout", &["--registry", &registry]).await);
+        }
+        for _ in 0..size.gateways {
+            let listen = format!("127.0.0.1:{}", crate::process::free_port());
+            let mesh = format!("127.0.0.1:{}", crate::process::free_port());
+            let arguments = ["--registry", &registry, "--listen", &listen, "--mesh-listen", &mesh, "--shards", "2"];
+            cluster.gateways.push(cluster.role("gateway", &arguments).await);
+        }
+        let listen = format!("127.0.0.1:{}", crate::process::free_port());
+        cluster.api = Some(cluster.role("api", &["--registry", &registry, "--listen", &listen]).await);
+        cluster
+    }
+
+    async fn role(&self, role: &str, arguments: &[&str]) -> Process {
+        let mut all = vec![role];
+        all.extend(self.settings.iter().map(String::as_str));
+        all.extend(arguments);
+        Process::start(role, &all).await
+    }
+
+    /// Runs a command of the program over this cluster's settings to its end, and returns what it printed.
+    pub async fn run(&self, arguments: &[&str]) -> String {
+        let mut command = tokio::process::Command::new(crate::process::program());
+        let output = command.args(arguments).args(&self.settings).output();
+        let output = tokio::time::timeout(Duration::from_secs(60), output).await.expect("it ends").expect("it runs");
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(
+            output.status.success(),
+            "roost {arguments:?} failed:\n{printed}\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        printed
+    }
+
+    /// Where clients connect: gateways in turn.
+    pub fn url(&self, client: usize) -> String {
+        self.gateways[client % self.gateways.len()].address().to_owned()
+    }
+
+    /// Where REST is.
+    pub fn api_url(&self) -> String {
+        self.api.as_ref().unwrap_or(&self.gateways[0]).address().to_owned()
+    }
+}
