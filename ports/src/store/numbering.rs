@@ -305,9 +305,12 @@ impl<'a> Planner<'a> {
         let conversation_id = record.conversation_id();
         let before = self.state(conversation_id);
         let after = match &record.action {
-            Action::Send { .. } => {
+            Action::Send { content_type, .. } => {
                 // Foreign and nonexistent are one answer.
                 let before = before.filter(|_| self.is_member(conversation_id, record.actor)).ok_or(NOT_FOUND)?;
+                if content_type.contains('\0') {
+                    return Err((ErrorCode::InvalidField, "content_type: has a NUL, which not every Store can keep"));
+                }
                 ConversationState { last_seq: before.last_seq + 1, ..before }
             }
             Action::Create { kind, title, members, .. } => {
@@ -469,6 +472,9 @@ fn check_creation(
     }
     if title.is_some_and(|title| title.len() > TITLE_BYTES_MAX) {
         return invalid("title: too long");
+    }
+    if title.is_some_and(|title| title.contains('\0')) {
+        return invalid("title: has a NUL, which not every Store can keep");
     }
     if kind == ConversationKind::Direct {
         if members.len() != 2 {
