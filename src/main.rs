@@ -1,1 +1,78 @@
-fn main() {}
+//! The program `roost`: everything in one process, or one role of it.
+
+mod chat;
+mod cli;
+mod compose;
+mod config;
+mod doctor;
+mod roles;
+
+use std::process::ExitCode;
+
+use crate::cli::{Cli, Command, CommonArgs, LogFormat};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let cli = match config::read(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(config::ConfigError::CommandLine(error)) => {
+            // clap's own words, colours and exit code, for --help too.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+        Err(error) => {
+            eprintln!("roost: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    if let Err(error) = start_logging(&cli.common) {
+        eprintln!("roost: {error}");
+        return ExitCode::from(2);
+    }
+    // Fail points are configured from the environment, where this build has them: crash tests need them.
+    let _fail_points = fail::FailScenario::setup();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("roost: the runtime does not start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let outcome = runtime.block_on(run(cli.command));
+    // What still blocks (a client library on its way down) must not keep the process.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("roost: {problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: Command) -> Result<(), compose::Problem> {
+    match command {
+        Command::Serve(args) => roles::serve(&args).await,
+        Command::Gateway(args) => roles::gateway(&args).await,
+        Command::Persist(args) => roles::persist(&args).await,
+        Command::Fanout(args) => roles::fanout(&args).await,
+        Command::Api(args) => roles::api(&args).await,
+        Command::Migrate(args) => roles::migrate(&args).await,
+        Command::Doctor(args) => doctor::run(&args).await,
+        Command::Chat(args) => chat::run(&args).await,
+    }
+}
+
+/// Logs go to standard error: standard output belongs to what a command prints.
+fn start_logging(common: &CommonArgs) -> Result<(), String> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&common.log_level)
+        .map_err(|error| format!("log-level {:?} is not a filter: {error}", common.log_level))?;
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match common.log_format {
+        LogFormat::Text => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Json => lines.json().flatten_event(true).init(),
+    }
+    Ok(())
+}
