@@ -265,11 +265,9 @@ impl Item {
             Item::Message { audience, record, .. } => {
                 DeliveryItem::Message { audience: audience.clone(), record: record.clone() }
             }
-            Item::Heads { conversation, seq, audience } => DeliveryItem::Heads {
-                audience: audience.clone(),
-                conversation_id: *conversation,
-                last_seq: *seq,
-            },
+            Item::Heads { conversation, seq, audience } => {
+                DeliveryItem::Heads { audience: audience.clone(), conversation_id: *conversation, last_seq: *seq }
+            }
             Item::SyncAll => DeliveryItem::SyncAll,
         }
     }

@@ -51,6 +51,8 @@ struct Unsettled {
     partition: u32,
     newest: Seq,
     version: Seq,
+    /// What was newest when the running look began.
+    target: Seq,
     /// The first record that is not settled, and the first one after the look that is running.
     first: Position,
     first_at: u64,
@@ -111,6 +113,7 @@ impl Settling {
                 partition,
                 newest: seq,
                 version,
+                target: seq,
                 first: position,
                 first_at: now_ms,
                 after_look: None,
@@ -165,6 +168,7 @@ impl Settling {
             let Some((_, conversation)) = self.due.pop_first() else { break };
             if let Some(entry) = self.unsettled.get_mut(&conversation) {
                 entry.looking = true;
+                entry.target = entry.newest;
                 entry.after_look = None;
                 taken.push((conversation, entry.version));
             }
@@ -173,10 +177,7 @@ impl Settling {
     }
 
     /// What a fresh look has found: who has to be told the newest number. Where that is nobody, the conversation is
-    /// settled up to the moment of the look.
-    ///
-    /// `target` of a conversation with newer records since is what was newest at the look, or later: what was served
-    /// beyond it counts.
+    /// settled up to the moment the look began.
     pub fn looked(
         &mut self,
         conversation: ConversationId,
@@ -250,11 +251,10 @@ impl Settling {
 }
 
 impl Unsettled {
-    /// Sessions that have not acknowledged the newest number. During a look newer records may have come: who has the
-    /// newest of them has everything.
+    /// Sessions that have acknowledged neither what was newest when the look began nor anything later.
     fn untold(&self, route: &Route, gone: &HashSet<Incarnation>) -> Vec<Untold> {
         let newest = self.newest;
-        let current = || self.served.iter().filter(|served| served.seq >= newest);
+        let current = || self.served.iter().filter(|served| served.seq >= self.target);
         let whole: HashSet<Incarnation> = current().filter_map(|served| served.gateway).collect();
         let told = |gateway: Incarnation| gone.contains(&gateway) || whole.contains(&gateway);
         let mut sessions: HashSet<SessionId> = HashSet::new();

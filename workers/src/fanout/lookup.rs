@@ -1,0 +1,255 @@
+//! Looking up who is in a conversation and where they are; without the Registry, whom to ask instead.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use futures::StreamExt;
+use futures::stream;
+use parking_lot::Mutex;
+use roost_ports::registry::{Located, RegistryError, SessionEntry};
+use roost_ports::store::{Member, StoreError};
+use roost_ports::{Clock, Registry, Store};
+use roost_protocol::records::Endpoint;
+use roost_protocol::{ConversationId, Incarnation, Seq, UserId};
+
+use super::route::{GatewayRoute, MemberList, Route};
+
+/// A conversation to look up.
+#[derive(Clone, Debug)]
+pub struct Query {
+    /// Which.
+    pub conversation: ConversationId,
+    /// The version of its members that is needed at least.
+    pub version: Seq,
+    /// The members, where they are known at exactly that version.
+    pub list: Option<Arc<MemberList>>,
+}
+
+/// Why a conversation could not be looked up.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum QueryFailure {
+    /// Try again.
+    Unavailable(String),
+    /// The Store has no such conversation.
+    Unknown,
+}
+
+/// What a look-up has found.
+#[derive(Debug)]
+pub struct Answers {
+    /// One per query.
+    pub routes: Vec<(ConversationId, Result<Route, QueryFailure>)>,
+    /// The gateways with a live lease; as far as is known, where the Registry is away.
+    pub gateways: Vec<Endpoint>,
+    /// The Registry has said so.
+    pub by_registry: bool,
+}
+
+/// Looks up members in the Store and sessions in the Registry.
+pub struct Lookup {
+    store: Arc<dyn Store>,
+    registry: Arc<dyn Registry>,
+    clock: Arc<dyn Clock>,
+    began: tokio::time::Instant,
+    memory: Mutex<Memory>,
+}
+
+#[derive(Default)]
+struct Memory {
+    /// What the Registry said last.
+    known: Vec<Endpoint>,
+    /// What the Store said last, and when.
+    stored: Option<(u64, Vec<Endpoint>)>,
+    /// Nobody asks the Registry before this, so that its time-outs do not add up.
+    away_until_ms: u64,
+}
+
+const MEMBERS_PAGE: u32 = 2_000;
+const USERS_AT_ONCE: usize = 1_000;
+const CALLS_AT_ONCE: usize = 8;
+const AWAY_MS: u64 = 1_000;
+const STORED_MS: u64 = 1_000;
+/// A list that changes between two pages is read again so often at most.
+const READS_MAX: usize = 5;
+
+impl Lookup {
+    /// Looks up here.
+    pub fn new(store: Arc<dyn Store>, registry: Arc<dyn Registry>, clock: Arc<dyn Clock>) -> Self {
+        let memory = Mutex::new(Memory::default());
+        Self { store, registry, clock, began: tokio::time::Instant::now(), memory }
+    }
+
+    /// Looks up all of these, and which gateways there are.
+    pub async fn find(&self, queries: Vec<Query>, at_ms: u64) -> Answers {
+        let lists: Vec<(ConversationId, Result<Arc<MemberList>, QueryFailure>)> = stream::iter(queries)
+            .map(|query| async move { (query.conversation, self.list(query).await) })
+            .buffered(CALLS_AT_ONCE)
+            .collect()
+            .await;
+        let users: HashSet<UserId> = lists
+            .iter()
+            .filter_map(|(_, list)| list.as_ref().ok())
+            .flat_map(|list| list.members.iter().map(|member| member.user_id))
+            .collect();
+        let (located, by_registry) = match self.locate(users.into_iter().collect()).await {
+            Ok(located) => (located, true),
+            Err(_) => (self.fallback().await, false),
+        };
+        let places = Places::new(located);
+        let routes = lists
+            .into_iter()
+            .map(|(conversation, list)| (conversation, list.map(|list| places.route(list, at_ms))))
+            .collect();
+        Answers { routes, gateways: places.gateways, by_registry }
+    }
+
+    async fn list(&self, query: Query) -> Result<Arc<MemberList>, QueryFailure> {
+        if let Some(list) = query.list {
+            return Ok(list);
+        }
+        for _ in 0..READS_MAX {
+            if let Some(list) = self.read_list(query.conversation).await? {
+                if list.version < query.version {
+                    return Err(QueryFailure::Unavailable("the store is behind the log".into()));
+                }
+                return Ok(Arc::new(list));
+            }
+        }
+        Err(QueryFailure::Unavailable("the members change faster than they can be read".into()))
+    }
+
+    /// All pages of one version; none where it changed meanwhile.
+    async fn read_list(&self, conversation: ConversationId) -> Result<Option<MemberList>, QueryFailure> {
+        let mut members: Vec<Member> = Vec::new();
+        let mut version = None;
+        loop {
+            let after = members.last().map(|member| member.user_id);
+            let page = self.store.members(conversation, after, MEMBERS_PAGE).await.map_err(|error| match error {
+                StoreError::NotFound => QueryFailure::Unknown,
+                other => QueryFailure::Unavailable(other.to_string()),
+            })?;
+            if version.is_some_and(|version| version != page.version) {
+                return Ok(None);
+            }
+            version = Some(page.version);
+            let more = page.more && !page.members.is_empty();
+            members.extend(page.members);
+            if !more {
+                return Ok(Some(MemberList::new(page.version, members)));
+            }
+        }
+    }
+
+    async fn locate(&self, users: Vec<UserId>) -> Result<Located, RegistryError> {
+        if self.now_ms() < self.memory.lock().away_until_ms {
+            return Err(RegistryError::Unavailable("it was away a moment ago".into()));
+        }
+        let chunks: Vec<Vec<UserId>> = match users.is_empty() {
+            true => vec![Vec::new()],
+            false => users.chunks(USERS_AT_ONCE).map(<[UserId]>::to_vec).collect(),
+        };
+        let mut calls = stream::iter(chunks)
+            .map(|users| async move { self.registry.locate(&users).await })
+            .buffer_unordered(CALLS_AT_ONCE);
+        let mut all = Located::default();
+        while let Some(located) = calls.next().await {
+            let located = located.inspect_err(|error| {
+                tracing::warn!(%error, "fan-out goes without the registry");
+                self.memory.lock().away_until_ms = self.now_ms() + AWAY_MS;
+            })?;
+            all.sessions.extend(located.sessions);
+            for gateway in located.gateways {
+                match all.gateways.iter_mut().find(|known| known.endpoint == gateway.endpoint) {
+                    // Between two chunks a gateway may have begun to say something else: the cautious answer counts.
+                    Some(known) => known.complete &= gateway.complete,
+                    None => all.gateways.push(gateway),
+                }
+            }
+        }
+        self.memory.lock().known = all.gateways.iter().map(|gateway| gateway.endpoint.clone()).collect();
+        Ok(all)
+    }
+
+    /// Without the Registry every gateway that may live is asked: those known last, and those in the Store.
+    async fn fallback(&self) -> Located {
+        let now_ms = self.now_ms();
+        let fresh = self.memory.lock().stored.clone().filter(|(at, _)| now_ms < at + STORED_MS);
+        let stored = match fresh {
+            Some((_, stored)) => stored,
+            None => match self.store.gateways(self.clock.now_ms()).await {
+                Ok(stored) => {
+                    self.memory.lock().stored = Some((now_ms, stored.clone()));
+                    stored
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the store does not say which gateways there are");
+                    Vec::new()
+                }
+            },
+        };
+        let known = self.memory.lock().known.clone();
+        let mut endpoints = stored;
+        for endpoint in known {
+            if !endpoints.contains(&endpoint) {
+                endpoints.push(endpoint);
+            }
+        }
+        let gateways = endpoints.into_iter();
+        let gateways = gateways.map(|endpoint| roost_ports::registry::GatewayEntry { endpoint, complete: false });
+        Located { sessions: Vec::new(), gateways: gateways.collect() }
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// An answer of the Registry, by user and by gateway.
+struct Places {
+    sessions: HashMap<UserId, Vec<SessionEntry>>,
+    complete: HashMap<Incarnation, Endpoint>,
+    ask: Vec<Endpoint>,
+    gateways: Vec<Endpoint>,
+}
+
+impl Places {
+    fn new(located: Located) -> Self {
+        let mut sessions: HashMap<UserId, Vec<SessionEntry>> = HashMap::new();
+        for entry in located.sessions {
+            sessions.entry(entry.user_id).or_default().push(entry);
+        }
+        let gateways: Vec<Endpoint> = located.gateways.iter().map(|gateway| gateway.endpoint.clone()).collect();
+        let (complete, ask): (Vec<_>, Vec<_>) = located.gateways.into_iter().partition(|gateway| gateway.complete);
+        Self {
+            sessions,
+            complete: complete.into_iter().map(|gateway| (gateway.endpoint.incarnation, gateway.endpoint)).collect(),
+            ask: ask.into_iter().map(|gateway| gateway.endpoint).collect(),
+            gateways,
+        }
+    }
+
+    fn route(&self, list: Arc<MemberList>, at_ms: u64) -> Route {
+        let mut by_gateway: HashMap<Incarnation, (Vec<roost_protocol::SessionId>, Vec<UserId>)> = HashMap::new();
+        for member in &list.members {
+            for entry in self.sessions.get(&member.user_id).into_iter().flatten() {
+                let incarnation = entry.session_id.incarnation();
+                // A gateway that is not complete is asked by user, which covers the sessions known there.
+                if self.complete.contains_key(&incarnation) {
+                    let (sessions, users) = by_gateway.entry(incarnation).or_default();
+                    sessions.push(entry.session_id);
+                    users.push(member.user_id);
+                }
+            }
+        }
+        let gateways = by_gateway.into_iter().map(|(incarnation, (sessions, users))| GatewayRoute {
+            endpoint: self.complete[&incarnation].clone(),
+            sessions: sessions.into(),
+            users,
+        });
+        let users = match self.ask.is_empty() {
+            true => Arc::from([]),
+            false => list.members.iter().map(|member| member.user_id).collect(),
+        };
+        Route { gateways: gateways.collect(), ask: self.ask.clone(), users, at_ms, list }
+    }
+}
