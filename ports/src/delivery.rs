@@ -86,6 +86,44 @@ pub struct DeliveryBatch {
     pub items: Vec<DeliveryItem>,
 }
 
+impl DeliveryItem {
+    /// What the item counts against [`OUTSTANDING_BYTES_MAX`]: about its size, whatever form it travels in.
+    pub fn bytes(&self) -> usize {
+        match self {
+            DeliveryItem::Verdict(Verdict { outcome: VerdictOutcome::Rejected { message, .. }, .. }) => {
+                ITEM_BYTES + message.len()
+            }
+            DeliveryItem::Verdict(_) | DeliveryItem::SyncAll => ITEM_BYTES,
+            DeliveryItem::Message { audience, record } => ITEM_BYTES + audience.bytes() + record.len(),
+            DeliveryItem::Heads { audience, .. } => ITEM_BYTES + audience.bytes(),
+        }
+    }
+}
+
+impl Audience {
+    fn bytes(&self) -> usize {
+        match self {
+            Audience::Sessions(sessions) => sessions.len() * size_of::<SessionId>(),
+            Audience::Users(users) => users.len() * size_of::<UserId>(),
+            Audience::Everyone => 0,
+        }
+    }
+}
+
+impl DeliveryBatch {
+    /// What the batch counts against [`OUTSTANDING_BYTES_MAX`].
+    pub fn bytes(&self) -> usize {
+        self.items.iter().map(DeliveryItem::bytes).sum()
+    }
+}
+
+/// The most bytes outstanding to one endpoint, as [`DeliveryBatch::bytes`] counts them; beyond, `Busy`. A batch larger
+/// than this never fits: the sender splits.
+pub const OUTSTANDING_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// What an item counts besides its record and its audience.
+const ITEM_BYTES: usize = 128;
+
 /// Why a batch was not delivered.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum DeliveryError {
@@ -109,10 +147,10 @@ pub type DeliveryFuture = BoxFuture<'static, Result<(), DeliveryError>>;
 /// * **Acknowledged**: `Ok` means that every item is in the queues of the sessions it is for, or that those sessions
 ///   are closed. Not earlier: the settling of fan-out stands on it.
 /// * **One life**: a batch for another incarnation is refused with `Gone` and touches nobody.
-/// * **Bounded**: never more than a fixed number of bytes outstanding per endpoint; beyond, `Busy`.
+/// * **Bounded**: never more than [`OUTSTANDING_BYTES_MAX`] outstanding per endpoint; beyond, `Busy`.
 /// * May lose payloads at any moment (and then says `Unavailable`); never acknowledges what it lost.
 pub trait Delivery: Send + Sync + 'static {
-    /// Puts the batch in line and resolves with what became of it.
+    /// Puts the batch in line and resolves with what became of it. Dropping the future does not take it back.
     fn send(&self, to: &Endpoint, batch: DeliveryBatch) -> DeliveryFuture;
 }
 

@@ -87,7 +87,8 @@ pub enum LogError {
     Refused(String),
 }
 
-/// Which assignment of a partition a record was fetched under. Rises with every rebalance of this consumer.
+/// Which assignment of a partition a record was fetched under. A partition that comes to this consumer again comes under
+/// a higher number; one that it keeps through a rebalance keeps its number.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Assignment(pub u64);
 
@@ -108,7 +109,7 @@ pub enum ConsumerEvent {
     /// These partitions are no longer this consumer's. Another member may have them already.
     Revoked(Vec<u32>),
     /// Records of one partition, in order, without holes, from where the partition was started. Records of an older
-    /// assignment than the newest one seen are to be discarded by the reader.
+    /// assignment than the newest one seen of their partition are to be discarded by the reader.
     Records {
         /// Their partition.
         partition: u32,
@@ -150,7 +151,9 @@ pub trait Log: Send + Sync + 'static {
     fn partitions(&self) -> u32;
 
     /// Puts the records in line and resolves once all are durable or failed. Dropping the future does not take them
-    /// back. Bounded: a full queue answers [`AppendError::Full`] at once.
+    /// back. Bounded: a full queue answers [`AppendError::Full`] at once. A record of more than
+    /// [`RECORD_BYTES_MAX`](roost_protocol::limits::RECORD_BYTES_MAX) bytes is refused as [`AppendError::TooLarge`];
+    /// the others of its call are not touched by that.
     fn append(&self, topic: Topic, records: Vec<NewRecord>) -> AppendFuture;
 
     /// What a partition holds.

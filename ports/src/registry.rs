@@ -86,7 +86,8 @@ pub enum RegistryError {
 /// * A gateway's entries count only while its lease lives: after its end nothing names the gateway (I16).
 /// * Stale entries lose: `unregister` removes an entry only if it is exactly the one given (compare and delete), so a
 ///   late delete never removes a newer registration.
-/// * Every write raises the gateway's counter in the same atomic step.
+/// * Every call of `register` and `unregister` raises the gateway's counter by one in the same atomic step.
+/// * Every call for a lease that is over, but `acquire` and `release`, fails with `LeaseLost`.
 /// * A renewal extends only an existing lease of the same incarnation; it makes one only where the Registry itself has
 ///   begun a new life and so has forgotten all of them. (Whether its own lease has passed meanwhile, a gateway knows by
 ///   its own steady clock.)
@@ -94,7 +95,8 @@ pub enum RegistryError {
 /// * Every call answers within a second, or fails with `Unavailable`.
 #[async_trait]
 pub trait Registry: Send + Sync + 'static {
-    /// Begins the lease of a new incarnation of a gateway. The counter starts at 0.
+    /// Begins the lease of a new incarnation of a gateway. The counter starts at 0. Asking again is no error, as
+    /// long as nothing was written (the first answer was lost).
     async fn acquire(&self, gateway: &Endpoint, ttl_ms: u64) -> Result<Renewal, RegistryError>;
 
     /// Extends the lease. `known` is the Registry's life as this gateway last heard it: where the Registry has had
@@ -108,10 +110,11 @@ pub trait Registry: Send + Sync + 'static {
         ttl_ms: u64,
     ) -> Result<Renewal, RegistryError>;
 
-    /// Says that everything the gateway holds is registered under this life of the Registry.
+    /// Says that everything the gateway holds is registered under this life of the Registry. `Ok` without effect where
+    /// the Registry lives another life by now: the next renewal tells.
     async fn complete(&self, gateway: Incarnation, registry: RegistryIncarnation) -> Result<(), RegistryError>;
 
-    /// Ends the lease at once and drops the gateway's entries.
+    /// Ends the lease at once and drops the gateway's entries. Ending one that is over is no error.
     async fn release(&self, gateway: Incarnation) -> Result<(), RegistryError>;
 
     /// Registers sessions of one gateway. Registering one again is no error. Returns the gateway's counter.
