@@ -42,8 +42,10 @@ pub enum Credentials {
 /// How a client is to be.
 #[derive(Clone)]
 pub struct Config {
-    /// `http://HOST[:PORT]`.
+    /// Where sessions are: `http://HOST[:PORT]`.
     pub base_url: String,
+    /// Where REST is, if it is not the same: with separate roles, the api's address.
+    pub api_url: Option<String>,
     /// Who it is.
     pub credentials: Credentials,
     /// How frames are written.
@@ -67,6 +69,7 @@ impl Config {
     pub fn new(base_url: impl Into<String>, credentials: Credentials) -> Self {
         Self {
             base_url: base_url.into(),
+            api_url: None,
             credentials,
             form: Form::Binary,
             client_name: concat!("roost-client ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -105,7 +108,7 @@ pub struct Client {
 impl Client {
     /// Starts a client on the current tokio runtime. Returns once it is logged in; the session follows by itself.
     pub async fn connect(config: Config) -> Result<(Client, Events), ConnectError> {
-        let rest = Rest::new(&config.base_url)?;
+        let rest = Rest::new(config.api_url.as_deref().unwrap_or(&config.base_url))?;
         let auth = Auth::start(rest, config.credentials.clone()).await?;
         let (commands, commands_receiver) = mpsc::channel(COMMANDS_MAX);
         let (sends, sends_receiver) = mpsc::channel(COMMANDS_MAX);
