@@ -17,6 +17,8 @@ mod problem;
 mod rates;
 mod routes;
 mod server;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

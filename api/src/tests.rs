@@ -1,0 +1,8 @@
+//! The REST interface as its callers see it, over a world in memory whose parts can fail.
+
+mod accounts;
+mod conversations;
+mod http;
+mod messages;
+mod tokens;
+mod world;
