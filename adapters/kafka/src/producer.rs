@@ -11,6 +11,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
 use roost_ports::log::{AppendError, AppendFuture, LogError, NewRecord, Position};
+use roost_protocol::limits;
 use tokio::sync::oneshot;
 
 use crate::KafkaConfig;
@@ -102,6 +103,10 @@ impl Producer {
         for (index, record) in records.into_iter().enumerate() {
             if let Some(error) = &refused {
                 batch.settle(index, Err(error.clone()));
+                continue;
+            }
+            if record.payload.len() > limits::RECORD_BYTES_MAX {
+                batch.settle(index, Err(AppendError::TooLarge));
                 continue;
             }
             let ticket = Box::new(Ticket { batch: batch.clone(), index });
