@@ -181,6 +181,7 @@ impl Driver {
             }
             let deadline = self.engine.next_deadline().unwrap_or_else(|| now() + Duration::from_secs(60));
             let takes_sends = self.engine.waiting() < self.config.outbox_max;
+            let wanted = if self.outgoing.is_empty() { self.engine.wants_room(self.room()).unwrap_or(0) } else { 1 };
             tokio::select! {
                 incoming = socket.next() => match incoming {
                     Incoming::Frame(frame) => self.on_frame(frame),
@@ -193,7 +194,7 @@ impl Driver {
                         return leave;
                     }
                 }
-                listening = has_room(&self.events), if !self.outgoing.is_empty() || self.engine.withholds() => {
+                listening = has_room(&self.events, wanted), if wanted > 0 => {
                     if !listening {
                         return Leave::Stop(None);
                     }
@@ -248,7 +249,7 @@ impl Driver {
                         return Err(leave);
                     }
                 }
-                listening = has_room(&self.events), if !self.outgoing.is_empty() => {
+                listening = has_room(&self.events, 1), if !self.outgoing.is_empty() => {
                     if !listening {
                         return Err(Leave::Stop(None));
                     }
@@ -336,9 +337,9 @@ impl Driver {
     }
 }
 
-/// Waits until the application can take an event; false, if it never will.
-async fn has_room(events: &mpsc::Sender<Event>) -> bool {
-    events.reserve().await.is_ok()
+/// Waits until the application can take so many events; false, if it never will.
+async fn has_room(events: &mpsc::Sender<Event>, wanted: usize) -> bool {
+    events.reserve_many(wanted).await.is_ok()
 }
 
 async fn finished(renewal: &mut Option<Renewal>) -> Result<Tokens, RenewError> {

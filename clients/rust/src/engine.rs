@@ -138,9 +138,15 @@ impl Engine {
         self.outbox.len()
     }
 
-    /// Whether messages wait only for room.
-    pub(crate) fn withholds(&self) -> bool {
-        self.repair.withholds()
+    /// How much room has to be there for something to go on; nothing, if nothing waits for room.
+    pub(crate) fn wants_room(&self, room: usize) -> Option<usize> {
+        if self.repair.withholds() {
+            Some(1)
+        } else if self.up && room < PAGE_ROOM && self.repair.has_gaps() && self.pages_asked() == 0 {
+            Some(PAGE_ROOM)
+        } else {
+            None
+        }
     }
 
     pub(crate) fn is_up(&self) -> bool {
@@ -312,14 +318,17 @@ impl Engine {
             let since = self.cursor.clone().map(Cow::Owned);
             return Some(ClientFrame { id: Some(id), body: ClientBody::Sync { since } });
         }
-        let pages = self.requests.values().filter(|(request, _)| matches!(request, Request::History(_))).count();
-        if room < PAGE_ROOM * (pages + 1) {
+        if room < PAGE_ROOM * (self.pages_asked() + 1) {
             return None;
         }
         let (conversation_id, after) = self.repair.poll_request(now)?;
         let id = self.ask(Request::History(conversation_id), now);
         let body = ClientBody::History { conversation_id, range: HistoryRange::After(after), limit: None };
         Some(ClientFrame { id: Some(id), body })
+    }
+
+    fn pages_asked(&self) -> usize {
+        self.requests.values().filter(|(request, _)| matches!(request, Request::History(_))).count()
     }
 
     fn ask(&mut self, request: Request, now: Instant) -> u32 {

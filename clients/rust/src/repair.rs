@@ -76,6 +76,11 @@ impl Repair {
         !self.withheld.is_empty()
     }
 
+    /// Whether `poll_request` may have something.
+    pub fn has_gaps(&self) -> bool {
+        !self.gaps.is_empty()
+    }
+
     /// A head came. What was held for it comes out with `release`.
     pub fn on_head(&mut self, head: &Head) {
         let conversation = self.conversations.entry(head.conversation_id).or_default();
