@@ -26,7 +26,7 @@ const PUBLISH_AHEAD_MS: u64 = 2 * KEY_REFRESH_MS_MIN;
 ///
 /// All api processes share the keys. Rotation needs no task of its own: whoever signs and finds the newest key too old
 /// adds one, and the Store lets only the first of them succeed.
-pub struct KeyRing {
+pub(crate) struct KeyRing {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     issuer: String,
@@ -73,7 +73,7 @@ impl KeyRing {
     }
 
     /// Makes sure that there is a key to sign with.
-    pub async fn prepare(&self) -> Result<(), StoreError> {
+    pub(crate) async fn prepare(&self) -> Result<(), StoreError> {
         self.signing_key().await.map(|_| ())
     }
 

@@ -27,7 +27,6 @@ use roost_ports::DeliverySink;
 use roost_ports::store::StoreError;
 
 pub use config::{Config, MetricsText, PasswordCost, Ports, Probes, Rates, ReadinessCheck};
-pub use keys::KeyRing;
 pub use server::Server;
 
 /// The REST services of one process.
@@ -35,7 +34,7 @@ pub struct Api {
     config: Config,
     ports: Ports,
     probes: Probes,
-    keys: KeyRing,
+    keys: keys::KeyRing,
     passwords: passwords::Passwords,
     limiter: rates::Limiter,
     ingress: ingress::Ingress,
@@ -44,6 +43,10 @@ pub struct Api {
 
 impl Api {
     /// Puts the services together; asks and starts nothing yet.
+    ///
+    /// # Panics
+    ///
+    /// If argon2 does not know such a [`PasswordCost`].
     pub fn new(config: Config, ports: Ports, probes: Probes) -> Arc<Self> {
         let ingress = ingress::Ingress::new(
             Arc::clone(&ports.log),
@@ -53,7 +56,7 @@ impl Api {
             config.verdicts_waiting_max,
         );
         Arc::new(Self {
-            keys: KeyRing::new(&config, Arc::clone(&ports.store), Arc::clone(&ports.clock)),
+            keys: keys::KeyRing::new(&config, Arc::clone(&ports.store), Arc::clone(&ports.clock)),
             passwords: passwords::Passwords::new(config.password),
             limiter: rates::Limiter::new(Arc::clone(&ports.registry), Arc::clone(&ports.clock)),
             ingress,

@@ -20,7 +20,7 @@ pub struct Problem {
     pub status: u16,
     /// What is wrong with this request.
     pub detail: String,
-    /// The code: one of the protocol's error codes, `method_not_allowed` or `unsupported_media_type`.
+    /// The code: one of the protocol's error codes.
     pub code: String,
     /// Wait at least this long before trying again; absent where that cannot help.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -75,24 +75,17 @@ impl Problem {
 
     /// The path is there, but not for this method.
     pub fn method_not_allowed() -> Self {
-        Self::http(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "This path does not take this method.")
+        Self::malformed(StatusCode::METHOD_NOT_ALLOWED, "This path does not take this method.")
     }
 
     /// The body is not JSON by its own account.
     pub fn unsupported_media_type() -> Self {
-        let detail = "Send the body as Content-Type: application/json.";
-        Self::http(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
+        Self::malformed(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Send the body as Content-Type: application/json.")
     }
 
-    fn http(status: StatusCode, code: &str, detail: &str) -> Self {
-        Self {
-            kind: format!("urn:roost:problem:{code}"),
-            title: status.canonical_reason().unwrap_or_default().to_owned(),
-            status: status.as_u16(),
-            detail: detail.to_owned(),
-            code: code.to_owned(),
-            retry_after_ms: None,
-        }
+    /// A request that HTTP has a status of its own for.
+    fn malformed(status: StatusCode, detail: &str) -> Self {
+        Self { status: status.as_u16(), ..Self::new(ErrorCode::Malformed, detail) }
     }
 }
 

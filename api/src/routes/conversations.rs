@@ -151,13 +151,13 @@ pub(crate) struct Conversation {
     /// Its title, for groups that have one.
     title: Option<String>,
     /// What is before it is not for the caller.
-    first_seq: Option<Seq>,
+    first_seq: Seq,
     /// The newest message for the caller.
     last_seq: Seq,
     /// Read up to here on some device.
-    read_seq: Option<Seq>,
+    read_seq: Seq,
     /// Delivered up to here on some device.
-    delivered_seq: Option<Seq>,
+    delivered_seq: Seq,
     /// The other user of a direct conversation.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<uuid::Uuid>)]
@@ -173,10 +173,10 @@ impl From<ConversationEntry> for Conversation {
                 ConversationKind::Group => Kind::Group,
             },
             title: entry.title,
-            first_seq: entry.head.first_seq,
+            first_seq: entry.head.first_seq.unwrap_or(1),
             last_seq: entry.head.last_seq,
-            read_seq: entry.head.read_seq,
-            delivered_seq: entry.head.delivered_seq,
+            read_seq: entry.head.read_seq.unwrap_or(0),
+            delivered_seq: entry.head.delivered_seq.unwrap_or(0),
             peer: entry.peer,
         }
     }
