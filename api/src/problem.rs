@@ -122,34 +122,34 @@ impl IntoResponse for Problem {
 pub(crate) enum Refusals {
     /// The body, a parameter or a field is not what it should be.
     #[response(status = 400, content_type = "application/problem+json")]
-    Malformed(#[to_schema] Problem),
+    Malformed(Problem),
     /// The token, the password or the refresh token is not valid.
     #[response(status = 401, content_type = "application/problem+json")]
-    Unauthenticated(#[to_schema] Problem),
+    Unauthenticated(Problem),
     /// There is no such thing, or it is not the caller's to see.
     #[response(status = 404, content_type = "application/problem+json")]
-    NotFound(#[to_schema] Problem),
+    NotFound(Problem),
     /// The name or id is taken, or an id was used for something else.
     #[response(status = 409, content_type = "application/problem+json")]
-    Conflict(#[to_schema] Problem),
+    Conflict(Problem),
     /// The conversation has changed since.
     #[response(status = 412, content_type = "application/problem+json")]
-    Precondition(#[to_schema] Problem),
+    Precondition(Problem),
     /// The body is too large.
     #[response(status = 413, content_type = "application/problem+json")]
-    TooLarge(#[to_schema] Problem),
+    TooLarge(Problem),
     /// The body is not sent as JSON.
     #[response(status = 415, content_type = "application/problem+json")]
-    MediaType(#[to_schema] Problem),
+    MediaType(Problem),
     /// Too often.
     #[response(status = 429, content_type = "application/problem+json")]
-    RateLimited(#[to_schema] Problem),
+    RateLimited(Problem),
     /// The server failed.
     #[response(status = 500, content_type = "application/problem+json")]
-    Internal(#[to_schema] Problem),
+    Internal(Problem),
     /// Busy, or something behind this server does not answer.
     #[response(status = 503, content_type = "application/problem+json")]
-    Unavailable(#[to_schema] Problem),
+    Unavailable(Problem),
 }
 
 fn status_of(code: ErrorCode) -> StatusCode {

@@ -76,7 +76,8 @@ pub(crate) fn openapi() -> utoipa::openapi::OpenApi {
             operations::readyz,
             operations::metrics,
             operations::front_page,
-        )
+        ),
+        components(schemas(Problem))
     )]
     struct Document;
     let mut document = Document::openapi();

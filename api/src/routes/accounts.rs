@@ -52,6 +52,7 @@ pub(crate) struct Login {
     /// For the next access token.
     refresh_token: String,
     /// When the access token ends, in Unix milliseconds.
+    #[schema(value_type = u64)]
     expires_at: TimeMs,
 }
 

@@ -59,6 +59,7 @@ pub(crate) struct Created {
     #[schema(value_type = uuid::Uuid)]
     conversation_id: ConversationId,
     /// The number of its creation.
+    #[schema(value_type = u64)]
     seq: Seq,
 }
 
@@ -151,12 +152,16 @@ pub(crate) struct Conversation {
     /// Its title, for groups that have one.
     title: Option<String>,
     /// What is before it is not for the caller.
+    #[schema(value_type = u64)]
     first_seq: Seq,
     /// The newest message for the caller.
+    #[schema(value_type = u64)]
     last_seq: Seq,
     /// Read up to here on some device.
+    #[schema(value_type = u64)]
     read_seq: Seq,
     /// Delivered up to here on some device.
+    #[schema(value_type = u64)]
     delivered_seq: Seq,
     /// The other user of a direct conversation.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -217,6 +222,7 @@ pub(crate) struct Members {
     /// In order of id.
     members: Vec<MemberEntry>,
     /// The seq of the newest membership event. Where it changes between two pages, start again.
+    #[schema(value_type = u64)]
     version: Seq,
     /// The `after` of the next page; null after the last one.
     #[schema(value_type = Option<uuid::Uuid>)]

@@ -52,8 +52,10 @@ pub(crate) struct Sent {
     #[schema(value_type = uuid::Uuid)]
     conversation_id: ConversationId,
     /// Its number.
+    #[schema(value_type = u64)]
     seq: Seq,
     /// The server's time for it, in Unix milliseconds.
+    #[schema(value_type = u64)]
     time: TimeMs,
 }
 
@@ -134,10 +136,10 @@ pub(crate) struct HistoryAsked {
     #[param(value_type = uuid::Uuid)]
     conversation_id: ConversationId,
     /// The oldest messages with a seq above this one.
-    #[param(minimum = 0)]
+    #[param(minimum = 0, value_type = Option<u64>)]
     after: Option<Seq>,
     /// The newest messages with a seq below this one.
-    #[param(minimum = 0)]
+    #[param(minimum = 0, value_type = Option<u64>)]
     before: Option<Seq>,
     /// At most so many messages.
     #[param(minimum = 1)]
@@ -151,8 +153,10 @@ pub(crate) struct HistoryPage {
     #[schema(value_type = uuid::Uuid)]
     conversation_id: ConversationId,
     /// First seq settled; `from > to` settles nothing.
+    #[schema(value_type = u64)]
     from: Seq,
     /// Last seq settled.
+    #[schema(value_type = u64)]
     to: Seq,
     /// In rising order of seq.
     messages: Vec<HistoryMessage>,
@@ -169,6 +173,7 @@ pub(crate) struct HistoryPage {
 pub(crate) struct HistoryMessage {
     #[schema(value_type = uuid::Uuid)]
     conversation_id: ConversationId,
+    #[schema(value_type = u64)]
     seq: Seq,
     #[schema(value_type = uuid::Uuid)]
     sender_id: UserId,
@@ -176,6 +181,7 @@ pub(crate) struct HistoryMessage {
     device_id: DeviceId,
     #[schema(value_type = uuid::Uuid)]
     client_msg_id: ClientMsgId,
+    #[schema(value_type = u64)]
     time: TimeMs,
     content_type: String,
     text: Option<String>,

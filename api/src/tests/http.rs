@@ -118,6 +118,28 @@ async fn the_document_and_the_routes_are_the_same() {
     }
 }
 
+#[tokio::test]
+async fn the_document_refers_to_nothing_that_it_does_not_hold() {
+    let document: serde_json::Value = serde_json::from_str(&Api::openapi_json()).expect("JSON");
+    let mut references = Vec::new();
+    let mut values = vec![&document];
+    while let Some(value) = values.pop() {
+        match value {
+            serde_json::Value::Array(items) => values.extend(items),
+            serde_json::Value::Object(fields) => {
+                references.extend(fields.get("$ref").and_then(|reference| reference.as_str()));
+                values.extend(fields.values());
+            }
+            _ => {}
+        }
+    }
+    assert!(references.len() > 50, "{references:?}");
+    for reference in references {
+        let pointer = reference.strip_prefix('#').expect("a reference into the document");
+        assert!(document.pointer(pointer).is_some(), "{reference}");
+    }
+}
+
 /// Serves on a free port; the task ends with the server.
 async fn listen(process: &Process) -> (Server, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
