@@ -4,5 +4,6 @@ mod accounts;
 mod conversations;
 mod http;
 mod messages;
+mod process;
 mod tokens;
 mod world;

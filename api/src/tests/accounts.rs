@@ -5,7 +5,8 @@ use std::sync::atomic::Ordering;
 use roost_ports::registry::Rate;
 use serde_json::json;
 
-use super::world::{Person, World, config, process, process_of};
+use super::process::{Person, config, process, process_of};
+use super::world::World;
 
 fn credentials(name: &str, password: &str) -> serde_json::Value {
     json!({"name": name, "password": password, "device_label": "test"})
@@ -126,7 +127,7 @@ async fn s40_logins_to_a_name_are_limited_over_all_processes() {
     limited.rates.login_per_name = Rate { burst: 3, interval_ms: 1_000 };
     let (one, other) = (process_of(&world, limited.clone()), process_of(&world, limited));
     one.register("alice").await;
-    let attempt = |process: super::world::Process| async move {
+    let attempt = |process: super::process::Process| async move {
         process.post("/v1/sessions", "", credentials("alice", "wrong horse")).await
     };
     for process in [&one, &other, &one] {

@@ -5,7 +5,8 @@ use std::sync::atomic::Ordering;
 use roost_protocol::{ConversationId, UserId};
 use serde_json::json;
 
-use super::world::{LogMode, new_id, process};
+use super::process::{new_id, process};
+use super::world::LogMode;
 
 #[tokio::test]
 async fn a_pair_has_one_direct_conversation_whoever_asks() {

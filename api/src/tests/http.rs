@@ -12,7 +12,8 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::world::{Process, World, config, process, process_of, process_with};
+use super::process::{Process, config, process, process_of, process_with};
+use super::world::World;
 use crate::{Api, Probes, Server};
 
 #[tokio::test]

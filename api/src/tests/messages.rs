@@ -8,7 +8,8 @@ use roost_protocol::frames::Page;
 use roost_protocol::{ClientMsgId, ConversationId};
 use serde_json::json;
 
-use super::world::{LogMode, Person, Process, World, config, new_id, process, process_of};
+use super::process::{Person, Process, config, new_id, process, process_of};
+use super::world::{LogMode, World};
 
 async fn pair() -> (Process, Person, Person, String) {
     let process = process();
