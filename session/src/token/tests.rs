@@ -287,3 +287,23 @@ fn a_key_set_takes_only_keys_that_it_can_use() {
     let text = serde_json::to_string(&Jwks { keys: vec![Jwk::of_ed25519("good", &public(&key()))] }).expect("JSON");
     assert_eq!(KeySet::from_jwks(&serde_json::from_str(&text).expect("a key set")).len(), 1);
 }
+
+proptest::proptest! {
+    #[test]
+    fn s58_no_other_text_is_the_same_token(at in 0usize..400, byte in 0x20u8..0x7f, cut in 0usize..400) {
+        let good = token(&header(), &payload());
+        let mut bytes = good.clone().into_bytes();
+        let at = at % bytes.len();
+        bytes[at] = byte;
+        let changed = String::from_utf8(bytes).expect("ASCII");
+        proptest::prop_assert_eq!(verifier().verify(&changed, NOW).is_ok(), changed == good);
+        let shorter = &good[..cut % good.len()];
+        proptest::prop_assert!(verifier().verify(shorter, NOW).is_err());
+    }
+
+    #[test]
+    fn s58_arbitrary_parts_are_refused_without_a_panic(header in ".{0,200}", payload in ".{0,200}", text in ".{0,300}") {
+        proptest::prop_assert!(verifier().verify(&raw(header.as_bytes(), payload.as_bytes(), &key()), NOW).is_err());
+        proptest::prop_assert!(verifier().verify(&text, NOW).is_err());
+    }
+}
