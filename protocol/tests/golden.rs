@@ -329,7 +329,11 @@ fn derived_ids_and_partitions_are_frozen() {
         .map(|last| ConversationId::from_bytes(id(last)))
         .map(|conversation| json!({"conversation_id": conversation, "of_48": partition::of(conversation, 48), "of_7": partition::of(conversation, 7)}))
         .collect();
-    golden("ids.json", json!({"direct": pairs, "partitions": partitions}));
+    let groups = [(3, 2), (3, 6)].map(|(actor, creation)| {
+        let (actor, creation) = (user(actor), ClientMsgId::from_bytes(id(creation)));
+        json!({"actor": actor, "client_msg_id": creation, "conversation_id": ConversationId::group(actor, creation)})
+    });
+    golden("ids.json", json!({"direct": pairs, "group": groups, "partitions": partitions}));
 }
 
 #[test]

@@ -368,8 +368,12 @@ impl Engine {
     }
 
     fn verdict(&mut self, client_msg_id: ClientMsgId, outcome: Outcome, now: Instant) {
-        if let Some(entry) = self.outbox.on_verdict(client_msg_id, now) {
-            let conversation_id = entry.conversation_id;
+        let entry = self.outbox.on_verdict(client_msg_id, now);
+        self.tell(entry, outcome);
+    }
+
+    fn tell(&mut self, entry: Option<Entry>, outcome: Outcome) {
+        if let Some(Entry { client_msg_id, conversation_id, .. }) = entry {
             self.events.push_back(Event::Verdict { client_msg_id, conversation_id, outcome });
         }
     }
@@ -377,8 +381,8 @@ impl Engine {
     /// A message of ours that comes back is as good as `sent`.
     fn recognise(&mut self, message: &Message, now: Instant) {
         if Some(message.sender_id) == self.user {
-            let Message { client_msg_id, seq, time, .. } = *message;
-            self.verdict(client_msg_id, Outcome::Sent { seq, time }, now);
+            let entry = self.outbox.on_seen(message.client_msg_id, now);
+            self.tell(entry, Outcome::Sent { seq: message.seq, time: message.time });
         }
     }
 
@@ -455,6 +459,9 @@ impl Engine {
                 None if code.retryable() => self.repair.on_failure(conversation, Duration::ZERO, now),
                 None => self.repair.give_up(conversation),
             },
+            Some((Request::Refresh, _)) if code.retryable() => {
+                self.refresh_at = Some(now + retry_after.unwrap_or(SYNC_WAIT));
+            }
             Some((Request::Refresh, _)) => self.end(ReconnectPolicy::Reauthenticate, &message),
             None => {}
         }

@@ -18,4 +18,4 @@ mod rest;
 pub use backoff::BackoffConfig;
 pub use client::{Client, Config, ConnectError, Credentials, SendHandle, Stopped};
 pub use event::{Event, Events, Observed, Observer, Outcome, SavedConversation, SavedSend, SavedState};
-pub use rest::{Conversation, Conversations, Created, Rest, RestError, Stored, Tokens, User};
+pub use rest::{Conversation, Conversations, Created, Member, Members, Rest, RestError, Stored, Tokens, User};

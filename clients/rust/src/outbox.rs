@@ -21,8 +21,8 @@ pub struct Entry {
 
 /// All sends without a verdict.
 ///
-/// Commands: `push`. Handlers: `on_verdict`, `on_retry`, `on_disconnected`, `on_timeout`. Polls: `poll_send` until it
-/// gives nothing, then `next_deadline`.
+/// Commands: `push`. Handlers: `on_verdict`, `on_seen`, `on_retry`, `on_disconnected`, `on_timeout`. Polls: `poll_send`
+/// until it gives nothing, then `next_deadline`.
 #[derive(Debug)]
 pub struct Outbox {
     queues: HashMap<ConversationId, Queue>,
@@ -37,12 +37,21 @@ pub struct Outbox {
 #[derive(Debug, Default)]
 struct Queue {
     /// In the order of sending; the first `sent` of them are in flight.
-    entries: VecDeque<Entry>,
+    entries: VecDeque<Slot>,
     sent: usize,
     /// When the first of those in flight was sent.
     since: Option<Instant>,
     paused_until: Option<Instant>,
     queued: bool,
+}
+
+#[derive(Debug)]
+struct Slot {
+    entry: Entry,
+    /// It was answered `retry` and has not gone out since: the server holds the conversation up for it.
+    refused: bool,
+    /// Its verdict is known; it goes out once more only so that the server goes on.
+    told: bool,
 }
 
 impl Outbox {
@@ -72,7 +81,8 @@ impl Outbox {
     pub fn push(&mut self, entry: Entry) {
         let conversation = entry.conversation_id;
         if self.places.insert(entry.client_msg_id, conversation).is_none() {
-            self.queues.entry(conversation).or_default().entries.push_back(entry);
+            let slot = Slot { entry, refused: false, told: false };
+            self.queues.entry(conversation).or_default().entries.push_back(slot);
             self.make_ready(conversation);
         }
     }
@@ -98,21 +108,33 @@ impl Outbox {
             queue.sent += 1;
             self.in_flight += 1;
             let index = queue.sent - 1;
+            queue.entries[index].refused = false;
             if queue.sent < queue.entries.len() {
                 self.make_ready(conversation);
             }
-            return self.queues.get(&conversation).map(|queue| &queue.entries[index]);
+            return self.queues.get(&conversation).map(|queue| &queue.entries[index].entry);
         }
         None
     }
 
-    /// A verdict came: the message leaves. Nothing, if it was not waiting.
+    /// The message itself came back, which is as good as a verdict. Nothing, if it was not waiting.
+    pub fn on_seen(&mut self, client_msg_id: ClientMsgId, now: Instant) -> Option<Entry> {
+        let queue = self.queues.get_mut(self.places.get(&client_msg_id)?).expect("a place leads to a queue");
+        let slot = queue.entries.iter_mut().find(|slot| slot.entry.client_msg_id == client_msg_id)?;
+        if slot.refused {
+            let first = !std::mem::replace(&mut slot.told, true);
+            return first.then(|| slot.entry.clone());
+        }
+        self.on_verdict(client_msg_id, now)
+    }
+
+    /// A verdict came: the message leaves. Nothing, if it was not waiting for one.
     pub fn on_verdict(&mut self, client_msg_id: ClientMsgId, now: Instant) -> Option<Entry> {
         let conversation = self.places.remove(&client_msg_id)?;
         let queue = self.queues.get_mut(&conversation).expect("a place leads to a queue");
-        let index = queue.entries.iter().position(|entry| entry.client_msg_id == client_msg_id);
+        let index = queue.entries.iter().position(|slot| slot.entry.client_msg_id == client_msg_id);
         let index = index.expect("a place leads to an entry");
-        let entry = queue.entries.remove(index);
+        let slot = queue.entries.remove(index).expect("the index was just found");
         if index < queue.sent {
             queue.sent -= 1;
             self.in_flight -= 1;
@@ -122,7 +144,7 @@ impl Outbox {
         if queue.entries.is_empty() {
             self.queues.remove(&conversation);
         }
-        entry
+        (!slot.told).then_some(slot.entry)
     }
 
     /// The server said `retry`: after the wait the conversation is sent again from its first unanswered message on.
@@ -131,6 +153,9 @@ impl Outbox {
         let queue = self.queues.get_mut(&conversation).expect("a place leads to a queue");
         let until = now + wait;
         queue.paused_until = Some(queue.paused_until.map_or(until, |before| before.max(until)));
+        if let Some(slot) = queue.entries.iter_mut().find(|slot| slot.entry.client_msg_id == client_msg_id) {
+            slot.refused = true;
+        }
         self.rewind(conversation);
     }
 
@@ -139,6 +164,18 @@ impl Outbox {
         let conversations: Vec<_> = self.queues.keys().copied().collect();
         for conversation in conversations {
             self.rewind(conversation);
+            let Some(queue) = self.queues.get_mut(&conversation) else { continue };
+            // A new session holds nothing up.
+            queue.entries.retain_mut(|slot| {
+                slot.refused = false;
+                if slot.told {
+                    self.places.remove(&slot.entry.client_msg_id);
+                }
+                !slot.told
+            });
+            if queue.entries.is_empty() {
+                self.queues.remove(&conversation);
+            }
         }
     }
 
@@ -165,7 +202,7 @@ impl Outbox {
 
     /// Everything without a verdict; in order within each conversation.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {
-        self.queues.values().flat_map(|queue| &queue.entries)
+        self.queues.values().flat_map(|queue| &queue.entries).filter(|slot| !slot.told).map(|slot| &slot.entry)
     }
 
     fn rewind(&mut self, conversation: ConversationId) {
@@ -305,6 +342,26 @@ mod tests {
         assert_eq!(bench.outbox.next_deadline(), None);
         let five = bench.push(other);
         assert_eq!(bench.sent_now(), [five]);
+    }
+
+    #[test]
+    fn what_came_back_after_a_retry_goes_out_once_more_for_the_server_to_go_on() {
+        let mut bench = bench(10);
+        let [one, two, three] = bench.three();
+        bench.sent_now();
+        assert!(bench.outbox.on_seen(three, bench.now).is_some());
+        assert!(bench.outbox.on_seen(three, bench.now).is_none());
+        bench.outbox.on_retry(one, Duration::ZERO, bench.now);
+        assert!(bench.outbox.on_seen(one, bench.now).is_some());
+        assert!(bench.outbox.on_seen(one, bench.now).is_none(), "told once");
+        assert_eq!(bench.outbox.entries().count(), 1, "it needs no verdict in another life");
+        assert_eq!(bench.sent_now(), [one, two]);
+        assert!(bench.outbox.on_verdict(one, bench.now).is_none());
+        bench.outbox.on_retry(two, Duration::ZERO, bench.now);
+        assert!(bench.outbox.on_seen(two, bench.now).is_some());
+        bench.outbox.on_disconnected();
+        assert_eq!(bench.sent_now(), [], "a new session holds nothing up");
+        assert_eq!(bench.outbox.len(), 0);
     }
 
     #[test]

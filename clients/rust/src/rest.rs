@@ -19,9 +19,9 @@ use serde_json::json;
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// A request without an answer for so long has failed.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
-/// How often and how long a creation that is not known yet (202) is asked for again.
-const CREATE_ATTEMPTS: u32 = 20;
-const CREATE_WAIT: Duration = Duration::from_millis(250);
+/// How often and after what wait something whose outcome is not known yet (202) is asked for again.
+const ATTEMPTS_MAX: u32 = 20;
+const ATTEMPT_WAIT: Duration = Duration::from_millis(500);
 
 /// Why a request failed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -109,9 +109,12 @@ pub struct Conversation {
     /// Read up to here on some device.
     #[serde(default)]
     pub read_seq: Seq,
+    /// Delivered up to here on some device.
+    #[serde(default)]
+    pub delivered_seq: Seq,
     /// The other user of a direct conversation.
     #[serde(default)]
-    pub peer: Option<serde_json::Value>,
+    pub peer: Option<UserId>,
 }
 
 /// A part of the user's conversations.
@@ -120,7 +123,26 @@ pub struct Conversations {
     /// In the server's order.
     pub conversations: Vec<Conversation>,
     /// The `after` of the following part; absent at the end.
-    pub next: Option<String>,
+    pub next: Option<ConversationId>,
+}
+
+/// A part of a conversation's members.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Members {
+    /// In order of id.
+    pub members: Vec<Member>,
+    /// The seq of the newest membership event; where it changes between two parts, start again.
+    #[serde(default)]
+    pub version: Seq,
+    /// The `after` of the following part; absent at the end.
+    pub next: Option<UserId>,
+}
+
+/// A member of a conversation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Member {
+    /// Who.
+    pub user_id: UserId,
 }
 
 /// A message that was stored by REST.
@@ -198,7 +220,7 @@ impl Rest {
     /// The direct conversation with another user, made if there is none.
     pub async fn create_direct(&self, access_token: &str, other: UserId) -> Result<Created, RestError> {
         let body = json!({"client_msg_id": ClientMsgId::new(), "kind": "direct", "members": [other]});
-        self.create(access_token, body).await
+        self.until_known("/v1/conversations", access_token, body).await
     }
 
     /// A new group. Repeat a failed call with the same `client_msg_id` and no second group comes of it.
@@ -213,24 +235,29 @@ impl Rest {
         if let Some(title) = title {
             body["title"] = title.into();
         }
-        self.create(access_token, body).await
+        self.until_known("/v1/conversations", access_token, body).await
     }
 
     /// A part of the token's user's conversations.
     pub async fn conversations(
         &self,
         access_token: &str,
-        after: Option<&str>,
+        after: Option<ConversationId>,
         limit: Option<u32>,
     ) -> Result<Conversations, RestError> {
-        let mut path = "/v1/conversations?".to_owned();
-        if let Some(after) = after {
-            path += &format!("after={}&", percent_encoded(after));
-        }
-        if let Some(limit) = limit {
-            path += &format!("limit={limit}");
-        }
-        self.json(Method::GET, path.trim_end_matches(['?', '&']), Some(access_token), None).await
+        self.json(Method::GET, &part_of("/v1/conversations", after, limit), Some(access_token), None).await
+    }
+
+    /// A part of a conversation's members.
+    pub async fn members(
+        &self,
+        access_token: &str,
+        conversation: ConversationId,
+        after: Option<UserId>,
+        limit: Option<u32>,
+    ) -> Result<Members, RestError> {
+        let path = part_of(&format!("/v1/conversations/{conversation}/members"), after, limit);
+        self.json(Method::GET, &path, Some(access_token), None).await
     }
 
     /// A page of a conversation.
@@ -260,19 +287,24 @@ impl Rest {
         text: &str,
     ) -> Result<Stored, RestError> {
         let body = json!({"client_msg_id": client_msg_id, "conversation_id": conversation_id, "text": text});
-        self.json(Method::POST, "/v1/messages", Some(access_token), Some(body)).await
+        self.until_known("/v1/messages", access_token, body).await
     }
 
-    async fn create(&self, access_token: &str, body: serde_json::Value) -> Result<Created, RestError> {
-        for _ in 0..CREATE_ATTEMPTS {
-            let token = Some(access_token);
-            let (status, answer) = self.request(Method::POST, "/v1/conversations", token, Some(body.clone())).await?;
+    /// Repeats a request under the same client_msg_id while its outcome is not known (202).
+    async fn until_known<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        access_token: &str,
+        body: serde_json::Value,
+    ) -> Result<T, RestError> {
+        for _ in 0..ATTEMPTS_MAX {
+            let (status, answer) = self.request(Method::POST, path, Some(access_token), Some(body.clone())).await?;
             if status != StatusCode::ACCEPTED {
                 return understood(&answer);
             }
-            tokio::time::sleep(CREATE_WAIT).await;
+            tokio::time::sleep(ATTEMPT_WAIT).await;
         }
-        Err(RestError::NoAnswer("the creation is still not known".to_owned()))
+        Err(RestError::NoAnswer("the outcome is still not known".to_owned()))
     }
 
     async fn json<T: DeserializeOwned>(
@@ -355,6 +387,16 @@ fn describe(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     words
+}
+
+/// The path of one part of a list.
+fn part_of(path: &str, after: Option<impl fmt::Display>, limit: Option<u32>) -> String {
+    match (after, limit) {
+        (Some(after), Some(limit)) => format!("{path}?after={after}&limit={limit}"),
+        (Some(after), None) => format!("{path}?after={after}"),
+        (None, Some(limit)) => format!("{path}?limit={limit}"),
+        (None, None) => path.to_owned(),
+    }
 }
 
 fn percent_encoded(text: &str) -> String {

@@ -17,6 +17,9 @@ use tokio_tungstenite::tungstenite::Message as WsMessage;
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 
+/// Pushes on their way to one session; the tests stay below it.
+const PUSHES_MAX: usize = 10_000;
+
 /// What a session is told.
 pub enum Push {
     Frame(ServerFrame),
@@ -39,7 +42,7 @@ pub struct World {
     pub refreshed_live: u32,
     pub token_ms: u64,
     pub ping_ms: u64,
-    sessions: Vec<mpsc::UnboundedSender<Push>>,
+    sessions: Vec<mpsc::Sender<Push>>,
 }
 
 /// Per conversation of a session, the send that was answered `retry` and has to come again first.
@@ -87,7 +90,7 @@ impl Fake {
 
     /// Tells every session.
     pub fn push(&self, push: impl Fn() -> Push) {
-        self.world.lock().sessions.retain(|session| session.send(push()).is_ok());
+        self.world.lock().sessions.retain(|session| session.try_send(push()).is_ok());
     }
 
     /// A message of somebody else.
@@ -138,6 +141,7 @@ impl Fake {
 
     async fn session(&self, stream: TcpStream) {
         let mut form = Form::Binary;
+        #[allow(clippy::result_large_err, reason = "the type is the library's")]
         let negotiate = |request: &Request, mut response: Response| -> Result<Response, ErrorResponse> {
             let offered = request.headers()["sec-websocket-protocol"].clone();
             if offered == Form::Json.subprotocol() {
@@ -147,7 +151,7 @@ impl Fake {
             Ok(response)
         };
         let Ok(mut socket) = tokio_tungstenite::accept_hdr_async(stream, negotiate).await else { return };
-        let (sender, mut pushes) = mpsc::unbounded_channel();
+        let (sender, mut pushes) = mpsc::channel(PUSHES_MAX);
         let mut held = HashMap::new();
         loop {
             tokio::select! {
@@ -207,13 +211,13 @@ impl World {
         (200, serde_json::to_value(self.tokens()).expect("JSON"))
     }
 
-    fn on_frame(&mut self, frame: ClientFrame<'_>, session: &mpsc::UnboundedSender<Push>, held: &mut Held) {
-        let answer = |body| drop(session.send(Push::Frame(ServerFrame::answer(frame.id, body))));
+    fn on_frame(&mut self, frame: ClientFrame<'_>, session: &mpsc::Sender<Push>, held: &mut Held) {
+        let answer = |body| drop(session.try_send(Push::Frame(ServerFrame::answer(frame.id, body))));
         match frame.body {
             ClientBody::Connect { token, .. } => {
                 self.connects += 1;
                 if token.as_deref() != Some(self.access_token.as_str()) {
-                    session.send(Push::Close(4100, "unauthenticated")).ok();
+                    session.try_send(Push::Close(4100, "unauthenticated")).ok();
                     return;
                 }
                 self.sessions.push(session.clone());
@@ -290,7 +294,7 @@ impl World {
         for session in &self.sessions {
             if !(self.loses)() {
                 let frame = ServerFrame::unsolicited(ServerBody::Message(message.clone()));
-                session.send(Push::Frame(frame)).ok();
+                session.try_send(Push::Frame(frame)).ok();
             }
         }
         seq
