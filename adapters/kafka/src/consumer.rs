@@ -1,5 +1,6 @@
 //! A member of a Kafka consumer group, as the port sees it: commands go to the polling thread, events come from it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc as std_mpsc;
 
@@ -9,7 +10,7 @@ use roost_ports::log::{Assignment, Consumer, ConsumerEvent, LogError, Position, 
 use tokio::sync::mpsc;
 
 use crate::KafkaConfig;
-use crate::consumer_thread::{self, Command, Commits};
+use crate::consumer_thread::{self, Command, Commits, Start, Tagged};
 
 /// Commands that may wait for the polling thread, which takes them every few milliseconds.
 const COMMANDS_WAITING_MAX: usize = 4_096;
@@ -19,7 +20,10 @@ const EVENTS_WAITING_MAX: usize = 64;
 pub(crate) struct GroupConsumer {
     commands: std_mpsc::SyncSender<Command>,
     commits: Arc<Mutex<Commits>>,
-    events: mpsc::Receiver<Result<ConsumerEvent, LogError>>,
+    events: mpsc::Receiver<Result<Tagged, LogError>>,
+    /// Which start of each partition counts: what an earlier one brought is dropped on its way.
+    started: BTreeMap<u32, Start>,
+    starts: u64,
     ended: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -29,7 +33,16 @@ impl GroupConsumer {
         let commits = Arc::new(Mutex::new(Commits::new()));
         let (sender, events) = mpsc::channel(EVENTS_WAITING_MAX);
         let ended = consumer_thread::spawn(config, topic, group, received, commits.clone(), sender)?;
-        Ok(Self { commands, commits, events, ended: Some(ended) })
+        Ok(Self { commands, commits, events, started: BTreeMap::new(), starts: 0, ended: Some(ended) })
+    }
+
+    fn counts(&self, tagged: &Tagged) -> bool {
+        match &tagged.event {
+            ConsumerEvent::Records { partition, .. } | ConsumerEvent::OutOfRange { partition, .. } => {
+                self.started.get(partition) == Some(&tagged.start)
+            }
+            ConsumerEvent::Assigned(..) | ConsumerEvent::Revoked(_) => true,
+        }
     }
 
     fn command(&self, command: Command) {
@@ -41,18 +54,27 @@ impl GroupConsumer {
 #[async_trait]
 impl Consumer for GroupConsumer {
     async fn next(&mut self) -> Result<ConsumerEvent, LogError> {
-        match self.events.recv().await {
-            Some(event) => event,
-            None => Err(LogError::Unavailable("the polling thread has ended".into())),
+        loop {
+            let tagged = match self.events.recv().await {
+                Some(tagged) => tagged?,
+                None => return Err(LogError::Unavailable("the polling thread has ended".into())),
+            };
+            if self.counts(&tagged) {
+                return Ok(tagged.event);
+            }
         }
     }
 
     fn start(&mut self, partition: u32, assignment: Assignment, at: StartAt) -> Result<(), LogError> {
-        self.command(Command::Start { partition, assignment, at });
+        self.starts += 1;
+        let start = Start(self.starts);
+        self.started.insert(partition, start);
+        self.command(Command::Start { partition, assignment, at, start });
         Ok(())
     }
 
     fn stop(&mut self, partition: u32) {
+        self.started.remove(&partition);
         self.command(Command::Stop { partition });
     }
 

@@ -28,15 +28,25 @@ const RECORDS_PER_ROUND: usize = 2_000;
 const LEAVE_WITHIN: Duration = Duration::from_secs(3);
 
 pub(crate) enum Command {
-    Start { partition: u32, assignment: Assignment, at: StartAt },
+    Start { partition: u32, assignment: Assignment, at: StartAt, start: Start },
     Stop { partition: u32 },
     Close,
+}
+
+/// One start of a partition; later ones are higher.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Start(pub(crate) u64);
+
+/// An event, with the start of its partition that brought it.
+pub(crate) struct Tagged {
+    pub(crate) event: ConsumerEvent,
+    pub(crate) start: Start,
 }
 
 /// What is to be committed, by partition.
 pub(crate) type Commits = BTreeMap<u32, (Assignment, Position)>;
 
-type Events = mpsc::Sender<Result<ConsumerEvent, LogError>>;
+type Events = mpsc::Sender<Result<Tagged, LogError>>;
 
 pub(crate) fn spawn(
     config: &KafkaConfig,
@@ -119,6 +129,7 @@ fn fetched_of<C: ConsumerContext>(client: &BaseConsumer<C>, list: &TopicPartitio
 /// A partition that the group has given to this member.
 struct Owned {
     assignment: Assignment,
+    start: Start,
     /// The offset that must come next; absent while it is not started.
     expected: Option<i64>,
 }
@@ -129,7 +140,7 @@ struct Member {
     commits: Arc<Mutex<Commits>>,
     events: Events,
     /// Events that the reader has not had room for.
-    waiting: VecDeque<Result<ConsumerEvent, LogError>>,
+    waiting: VecDeque<Result<Tagged, LogError>>,
     assignment: Assignment,
     owned: BTreeMap<i32, Owned>,
     paused: bool,
@@ -153,7 +164,7 @@ impl Member {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Start { partition, assignment, at } => self.start(partition, assignment, at),
+            Command::Start { partition, assignment, at, start } => self.start(partition, assignment, at, start),
             Command::Stop { partition } => {
                 let partition = number(partition);
                 if let Some(owned) = self.owned.get_mut(&partition) {
@@ -181,10 +192,11 @@ impl Member {
         }
     }
 
-    fn start(&mut self, partition: u32, assignment: Assignment, at: StartAt) {
+    fn start(&mut self, partition: u32, assignment: Assignment, at: StartAt, start: Start) {
         let number = number(partition);
-        if self.owned.get(&number).is_none_or(|owned| owned.assignment != assignment) {
-            return;
+        match self.owned.get_mut(&number) {
+            Some(owned) if owned.assignment == assignment => owned.start = start,
+            _ => return,
         }
         self.stop_fetching(number);
         match self.start_offset(number, at) {
@@ -201,7 +213,7 @@ impl Member {
                     Err(error) => self.waiting.push_back(Err(unavailable(error))),
                 }
             }
-            Ok(Err(event)) => self.waiting.push_back(Ok(event)),
+            Ok(Err(event)) => self.waiting.push_back(Ok(Tagged { event, start })),
             Err(error) => {
                 // The reader hears of it by silence: say it is out of reach, and let it start the partition again.
                 self.waiting.push_back(Err(error));
@@ -287,7 +299,8 @@ impl Member {
             if dense {
                 owned.expected = Some(offset_of(last.next));
                 let (partition, assignment) = (partition.unsigned_abs(), owned.assignment);
-                self.waiting.push_back(Ok(ConsumerEvent::Records { partition, assignment, records: fresh }));
+                let event = ConsumerEvent::Records { partition, assignment, records: fresh };
+                self.waiting.push_back(Ok(Tagged { event, start: owned.start }));
             } else {
                 owned.expected = None;
                 self.report_out_of_range(partition);
@@ -303,17 +316,17 @@ impl Member {
                     self.assignment = Assignment(self.assignment.0 + 1);
                     let assignment = self.assignment;
                     for &partition in &partitions {
-                        self.owned.insert(partition, Owned { assignment, expected: None });
+                        self.owned.insert(partition, Owned { assignment, start: Start::default(), expected: None });
                     }
                     let partitions = partitions.iter().map(|partition| partition.unsigned_abs()).collect();
-                    self.waiting.push_back(Ok(ConsumerEvent::Assigned(partitions, assignment)));
+                    self.tell(ConsumerEvent::Assigned(partitions, assignment));
                 }
                 Rebalance::Revoked(partitions) => {
                     for partition in &partitions {
                         self.owned.remove(partition);
                     }
                     let partitions = partitions.iter().map(|partition| partition.unsigned_abs()).collect();
-                    self.waiting.push_back(Ok(ConsumerEvent::Revoked(partitions)));
+                    self.tell(ConsumerEvent::Revoked(partitions));
                 }
             }
         }
@@ -350,10 +363,18 @@ impl Member {
         if let Some(owned) = self.owned.get_mut(&partition) {
             owned.expected = None;
         }
+        let start = self.owned.get(&partition).map(|owned| owned.start).unwrap_or_default();
         match bounds(&self.client, &self.topic, partition) {
-            Ok(bounds) => self.waiting.push_back(Ok(self.out_of_range(partition, bounds))),
+            Ok(bounds) => {
+                let event = self.out_of_range(partition, bounds);
+                self.waiting.push_back(Ok(Tagged { event, start }));
+            }
             Err(error) => self.waiting.push_back(Err(error)),
         }
+    }
+
+    fn tell(&mut self, event: ConsumerEvent) {
+        self.waiting.push_back(Ok(Tagged { event, start: Start::default() }));
     }
 
     /// Gives the reader what it has room for; pauses the partitions while it has none.

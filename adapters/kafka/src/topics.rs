@@ -10,6 +10,7 @@ use roost_ports::log::{LogError, Topic};
 
 use crate::KafkaConfig;
 
+const KNOWN_WITHIN: Duration = Duration::from_secs(20);
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// Makes the topics that are missing.
@@ -34,7 +35,30 @@ pub(crate) async fn create(config: &KafkaConfig, partitions: u32) -> Result<(), 
             Err((name, code)) => return Err(LogError::Refused(format!("topic {name} could not be made: {code}"))),
         }
     }
-    Ok(())
+    until_known(config, partitions).await
+}
+
+/// The brokers answer before all of them know the new topics: waits until the topics can be used.
+async fn until_known(config: &KafkaConfig, expected: u32) -> Result<(), LogError> {
+    let deadline = tokio::time::Instant::now() + KNOWN_WITHIN;
+    loop {
+        let config = config.clone();
+        let ask = move || {
+            let client: BaseConsumer = config.reader().create().map_err(unavailable)?;
+            partitions(&config, &client)
+        };
+        let found = tokio::task::spawn_blocking(ask).await.map_err(|error| LogError::Unavailable(error.to_string()))?;
+        match found {
+            Ok(found) if found == expected => return Ok(()),
+            Ok(found) => {
+                return Err(LogError::Refused(format!(
+                    "the topics exist with {found} partitions, not {expected}; the count cannot be changed"
+                )));
+            }
+            Err(error) if tokio::time::Instant::now() > deadline => return Err(error),
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
 }
 
 /// The partition count that all topics share. Blocks: for a blocking thread.
@@ -59,6 +83,9 @@ fn partitions_of(client: &BaseConsumer, name: &str) -> Result<usize, LogError> {
     let missing = || LogError::Refused(format!("topic {name} does not exist; run `roost migrate`"));
     let topic = metadata.topics().iter().find(|topic| topic.name() == name).ok_or_else(missing)?;
     match topic.error().map(RDKafkaErrorCode::from) {
+        None if topic.partitions().iter().any(|partition| partition.leader() < 0) => {
+            Err(LogError::Unavailable(format!("topic {name}: a partition has no leader")))
+        }
         None if !topic.partitions().is_empty() => Ok(topic.partitions().len()),
         None | Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => Err(missing()),
         Some(code) => Err(LogError::Unavailable(format!("topic {name}: {code}"))),
