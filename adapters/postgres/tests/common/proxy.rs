@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -49,23 +50,30 @@ impl Proxy {
 async fn accept(listener: TcpListener, server: SocketAddr, fault: Arc<Mutex<Option<Fault>>>) {
     while let Ok((client, _)) = listener.accept().await {
         let fault = fault.clone();
+        let cut = Arc::new(AtomicBool::new(false));
         tokio::spawn(async move {
             let server = TcpStream::connect(server).await.expect("the server");
             let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
             // Whichever ends first cuts both.
             tokio::select! {
-                () = requests(from_client, to_server, fault) => {}
-                () = answers(from_server, to_client) => {}
+                () = requests(from_client, to_server, fault, &cut) => {}
+                () = answers(from_server, to_client, &cut) => {}
             }
         });
     }
 }
 
-async fn answers(mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
-    let _ = tokio::io::copy(&mut from, &mut to).await;
+async fn answers(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, cut: &AtomicBool) {
+    let mut buffer = vec![0; 1 << 20];
+    while let Ok(count @ 1..) = from.read(&mut buffer).await {
+        // The server has acted; nobody learns of it.
+        if cut.load(Ordering::SeqCst) || to.write_all(&buffer[..count]).await.is_err() {
+            return;
+        }
+    }
 }
 
-async fn requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, fault: Arc<Mutex<Option<Fault>>>) {
+async fn requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, fault: Arc<Mutex<Option<Fault>>>, cut: &AtomicBool) {
     let mut buffer = vec![0; 1 << 20];
     while let Ok(count @ 1..) = from.read(&mut buffer).await {
         let request = &buffer[..count];
@@ -74,9 +82,9 @@ async fn requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, fault: Arc<Mu
         match now {
             Some(Fault::Freeze(wanted)) if holds(wanted) => std::future::pending().await,
             Some(Fault::LoseAnswer(wanted)) if holds(wanted) => {
-                // Half a second is enough for the server to act, and the answer waits in this process meanwhile.
+                cut.store(true, Ordering::SeqCst);
                 let _ = to.write_all(request).await;
-                return;
+                std::future::pending().await
             }
             Some(Fault::Slow(delay)) => tokio::time::sleep(delay).await,
             _ => {}
