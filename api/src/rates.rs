@@ -10,6 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use parking_lot::Mutex;
 use roost_ports::registry::{Rate, RateDecision};
+use roost_ports::store::stored::fold_name;
 use roost_ports::{Clock, Registry};
 use roost_protocol::UserId;
 use sha2::{Digest as _, Sha256};
@@ -43,7 +44,7 @@ impl Limiter {
 
     /// One use of a name, counted over all processes. Its hash is the key: names stay out of the Registry.
     pub(crate) async fn name(&self, what: &str, name: &str, rate: Rate) -> Result<(), Problem> {
-        let digest = Sha256::digest(name.to_lowercase().as_bytes());
+        let digest = Sha256::digest(fold_name(name).as_bytes());
         self.shared(format!("{what}:name:{}", URL_SAFE_NO_PAD.encode(&digest[..16])), rate).await
     }
 

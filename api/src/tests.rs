@@ -2,6 +2,7 @@
 
 mod accounts;
 mod conversations;
+mod embedded;
 mod http;
 mod messages;
 mod process;

@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use http::StatusCode;
 use roost_ports::delivery::VerdictOutcome;
-use roost_ports::store::{ConversationEntry, StoreError};
+use roost_ports::store::{ConversationEntry, Member, StoreError};
 use roost_protocol::frames::ConversationKind;
 use roost_protocol::records::Action;
 use roost_protocol::{ClientMsgId, ConversationId, ErrorCode, Seq, UserId, limits};
@@ -254,8 +254,14 @@ pub(crate) async fn members(
     }
     let page = api.ports.store.members(conversation, asked.after, limit).await?;
     let next = page.members.last().map(|member| member.user_id).filter(|_| page.more);
-    let members = page.members.into_iter().map(|member| MemberEntry { user_id: member.user_id }).collect();
+    let present = page.members.into_iter().filter(is_present);
+    let members = present.map(|member| MemberEntry { user_id: member.user_id }).collect();
     Ok(Json(Members { members, version: page.version, next }))
+}
+
+/// Those who have left keep their row, and with it the range that is still for them.
+fn is_present(member: &Member) -> bool {
+    member.to_seq.is_none()
 }
 
 /// Whether a user is a member now: the list is ordered, so that it is enough to look where they would stand.
@@ -263,7 +269,7 @@ async fn is_member(api: &Api, conversation: ConversationId, user: UserId) -> Res
     let before = u128::from_be_bytes(*user.as_bytes()).checked_sub(1);
     let before = before.map(|before| UserId::from_bytes(before.to_be_bytes()));
     match api.ports.store.members(conversation, before, 1).await {
-        Ok(page) => Ok(page.members.first().is_some_and(|member| member.user_id == user)),
+        Ok(page) => Ok(page.members.first().is_some_and(|member| member.user_id == user && is_present(member))),
         Err(StoreError::NotFound) => Ok(false),
         Err(error) => Err(error.into()),
     }
