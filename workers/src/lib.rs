@@ -7,3 +7,4 @@ pub mod consume;
 pub mod evidence;
 pub mod fanout;
 pub mod persist;
+pub mod schedules;

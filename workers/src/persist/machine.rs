@@ -161,6 +161,8 @@ struct Partition {
     noting: bool,
     note_at: Option<u64>,
     suspicion: Option<Suspicion>,
+    /// A replay has not found a row since the claim before this one.
+    missed: bool,
     fences: u32,
     fenced_at: u64,
     failures: u32,
@@ -243,6 +245,7 @@ impl Machine {
             noting: false,
             note_at: None,
             suspicion: None,
+            missed: false,
             fences: 0,
             fenced_at: 0,
             failures: 0,
@@ -305,7 +308,7 @@ impl Machine {
 
     fn begin(&mut self, partition: u32, claimed: &Claimed) {
         let Some(found) = self.partitions.get_mut(&partition) else { return };
-        let at = claimed.claim.published;
+        let at = claimed.start();
         found.failures = 0;
         found.phase = Phase::Running(Progress::new(&claimed.claim));
         found.intake.started(Some(at));
@@ -342,9 +345,18 @@ impl Machine {
             Err(error) => return self.refuse(partition, format!("the replay failed: {error}")),
         };
         let missing = replayed.len() != records.len() || replayed.contains(&Replayed::Missing);
+        if missing && !found.missed {
+            // A Store that has lost commits since the claim has lost the rows with the position: ask it once more.
+            self.claim_again(partition, "a record below the next position has no row", now_ms);
+            if let Some(found) = self.partitions.get_mut(&partition) {
+                found.missed = true;
+            }
+            return;
+        }
         if missing {
             return self.refuse(partition, "a record below the next position has no row in the store".into());
         }
+        found.missed = false;
         let Phase::Running(progress) = &mut found.phase else { return };
         let mut verdicts = Verdicts::default();
         let mut publications = Vec::new();
@@ -432,6 +444,7 @@ impl Machine {
             let end = part.records.last().expect("a part has records").next;
             let Some(found) = self.current(partition, generation) else { continue };
             let Phase::Running(progress) = &mut found.phase else { continue };
+            found.missed = false;
             progress.applied(transaction, end, publications);
             let news = progress.noted(part.published);
             found.intake.pop(part.records.len());

@@ -35,13 +35,21 @@ pub enum Refusal {
 }
 
 impl Claimed {
+    /// Where reading starts: at what is not published.
+    ///
+    /// Never beyond the next position: a Store that lost commits may still be told by its owner of before what was
+    /// published (truly: it is in the log), while what it lost has to be applied again.
+    pub fn start(&self) -> Position {
+        self.claim.published.min(self.claim.next)
+    }
+
     /// Whether the log is the one that the Store has read so far, and still holds what is needed.
     pub fn verify(&self) -> Result<(), Refusal> {
-        let Claim { next, published, last_digest, .. } = self.claim;
+        let Claim { next, last_digest, .. } = self.claim;
         if self.bounds.end < next {
             return Err(Refusal::LogEndsEarly);
         }
-        if published < self.bounds.begin {
+        if self.start() < self.bounds.begin {
             return Err(Refusal::PublishedGone);
         }
         match (last_digest, &self.before) {
@@ -110,11 +118,12 @@ const PUBLISH_BACKOFF_MS: (u64, u64) = (20, 2_000);
 impl Progress {
     /// The progress right after a claim.
     pub fn new(claim: &Claim) -> Self {
+        let published = claim.published.min(claim.next);
         Self {
             epoch: claim.epoch,
             next: claim.next,
-            published: claim.published,
-            stored: claim.published,
+            published,
+            stored: published,
             outstanding: VecDeque::new(),
             attempt: 0,
             failures: 0,
@@ -285,6 +294,13 @@ mod tests {
         assert_eq!(shorter.verify(), Err(Refusal::LogEndsEarly));
         let passed = claimed(claim(5, 3, Some(b"four")), 4, 9, Some(b"four"));
         assert_eq!(passed.verify(), Err(Refusal::PublishedGone));
+    }
+
+    #[test]
+    fn a_published_mark_beyond_next_is_not_believed() {
+        let fallen_back = claimed(claim(5, 9, Some(b"four")), 0, 9, Some(b"four"));
+        assert_eq!((fallen_back.verify(), fallen_back.start()), (Ok(()), Position(5)));
+        assert_eq!(Progress::new(&fallen_back.claim).published(), Position(5));
     }
 
     #[test]
