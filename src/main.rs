@@ -27,7 +27,12 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    if let Err(error) = start_logging(&cli.common) {
+    let mut common = cli.common;
+    if matches!(cli.command, Command::Chat(_)) && common.log_level == "info" {
+        // The chat's own lines say what a person needs.
+        common.log_level = "off".into();
+    }
+    if let Err(error) = start_logging(&common) {
         eprintln!("roost: {error}");
         return ExitCode::from(2);
     }
