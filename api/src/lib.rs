@@ -83,6 +83,11 @@ impl Api {
         Server::new(routes::router(Arc::clone(self)), &self.config)
     }
 
+    /// A server that answers only health, readiness and metrics: for gateways and workers.
+    pub fn operations_server(config: &Config, probes: Probes) -> Server {
+        Server::new(routes::operations_router(probes), config)
+    }
+
     /// The OpenAPI document, as `/v1/openapi.json` serves it.
     pub fn openapi_json() -> String {
         routes::openapi().to_json().expect("the document has a JSON form")

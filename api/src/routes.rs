@@ -21,9 +21,9 @@ use roost_protocol::ErrorCode;
 use utoipa::OpenApi;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 
-use crate::Api;
 use crate::config::REQUEST_MS_MAX;
 use crate::problem::Problem;
+use crate::{Api, Probes};
 
 /// Builds the router. Paths stand here and, for the document, on the handlers; a test compares the two.
 pub(crate) fn router(api: Arc<Api>) -> Router {
@@ -47,6 +47,19 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
         .layer(middleware::from_fn(for_every_request))
         .with_state(api)
+}
+
+/// Only what operators ask: for processes that hold no REST interface of their own.
+pub(crate) fn operations_router(probes: Probes) -> Router {
+    Router::new()
+        .route("/healthz", get(operations::healthz))
+        .route("/readyz", get(operations::readyz))
+        .route("/metrics", get(operations::metrics))
+        .route("/", get(operations::front_page))
+        .fallback(|| async { Problem::not_found() })
+        .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
+        .layer(middleware::from_fn(for_every_request))
+        .with_state(probes)
 }
 
 /// The document that `/v1/openapi.json` serves.

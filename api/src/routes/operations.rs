@@ -4,18 +4,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{FromRef, State};
 use axum::response::{IntoResponse as _, Response};
 use futures::future::join_all;
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::Api;
 use crate::problem::{Problem, Refusals};
+use crate::{Api, Probes};
 
 /// How long one readiness check may take.
 const CHECK_MS_MAX: u64 = 2_000;
+
+impl FromRef<Arc<Api>> for Probes {
+    fn from_ref(api: &Arc<Api>) -> Self {
+        api.probes.clone()
+    }
+}
 
 /// Whether the process lives: always yes, or no answer.
 #[utoipa::path(get, path = "/healthz", operation_id = "healthz",
@@ -38,8 +44,8 @@ pub(crate) struct Readiness {
     (status = 200, description = "Ready.", body = Readiness),
     (status = 503, description = "Not ready: the failed checks are named, their reasons are in the log.",
         body = Readiness)))]
-pub(crate) async fn readyz(State(api): State<Arc<Api>>) -> Response {
-    let checks = api.probes.readiness.iter().map(|(name, check)| async move {
+pub(crate) async fn readyz(State(probes): State<Probes>) -> Response {
+    let checks = probes.readiness.iter().map(|(name, check)| async move {
         let result = tokio::time::timeout(Duration::from_millis(CHECK_MS_MAX), check()).await;
         let reason = match result {
             Ok(Ok(())) => return None,
@@ -57,8 +63,8 @@ pub(crate) async fn readyz(State(api): State<Arc<Api>>) -> Response {
 /// The metrics in Prometheus' text form.
 #[utoipa::path(get, path = "/metrics", operation_id = "metrics", responses(
     (status = 200, description = "The metrics.", body = String, content_type = "text/plain"), Refusals))]
-pub(crate) async fn metrics(State(api): State<Arc<Api>>) -> Result<Response, Problem> {
-    let text = api.probes.metrics.as_ref().ok_or_else(Problem::not_found)?();
+pub(crate) async fn metrics(State(probes): State<Probes>) -> Result<Response, Problem> {
+    let text = probes.metrics.as_ref().ok_or_else(Problem::not_found)?();
     let content_type = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     Ok(([(header::CONTENT_TYPE, content_type)], text).into_response())
 }
