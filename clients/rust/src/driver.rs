@@ -194,10 +194,7 @@ impl Driver {
                         return leave;
                     }
                 }
-                listening = has_room(&self.events, wanted), if wanted > 0 => {
-                    if !listening {
-                        return Leave::Stop(None);
-                    }
+                () = has_room(&self.events, wanted), if wanted > 0 => {
                     self.take_events();
                     self.engine.release(self.room());
                 }
@@ -249,11 +246,7 @@ impl Driver {
                         return Err(leave);
                     }
                 }
-                listening = has_room(&self.events, 1), if !self.outgoing.is_empty() => {
-                    if !listening {
-                        return Err(Leave::Stop(None));
-                    }
-                }
+                () = has_room(&self.events, 1), if !self.outgoing.is_empty() => {}
             }
         }
     }
@@ -320,7 +313,8 @@ impl Driver {
                     self.outgoing.push_front(event);
                     break;
                 }
-                Err(mpsc::error::TrySendError::Closed(_)) => break,
+                // Nobody listens: the client goes on for its sends.
+                Err(mpsc::error::TrySendError::Closed(_)) => self.outgoing.clear(),
             }
         }
     }
@@ -337,9 +331,9 @@ impl Driver {
     }
 }
 
-/// Waits until the application can take so many events; false, if it never will.
-async fn has_room(events: &mpsc::Sender<Event>, wanted: usize) -> bool {
-    events.reserve_many(wanted).await.is_ok()
+/// Waits until the application can take so many events, or wants none any more.
+async fn has_room(events: &mpsc::Sender<Event>, wanted: usize) {
+    events.reserve_many(wanted).await.map(drop).ok();
 }
 
 async fn finished(renewal: &mut Option<Renewal>) -> Result<Tokens, RenewError> {

@@ -167,7 +167,8 @@ pub(crate) struct Seen {
     pub(crate) shown: HashMap<ConversationId, Seq>,
 }
 
-/// The events of a client, in order. While nobody takes them out, messages wait on the server.
+/// The events of a client, in order. While nobody takes them out, messages wait on the server. Dropped, the client goes
+/// on and discards them.
 #[derive(Debug)]
 pub struct Events {
     pub(crate) receiver: mpsc::Receiver<Event>,

@@ -324,6 +324,24 @@ async fn a_full_outbox_makes_send_wait_and_nothing_else() {
     assert_eq!(state.outbox.len(), handles.len(), "nothing that was taken is missing");
 }
 
+#[tokio::test]
+async fn without_a_listener_sends_still_go_out() {
+    let fake = Fake::start().await;
+    let conversation = room(&fake);
+    let (client, events) = start(config(&fake)).await;
+    drop(events);
+    for number in 1..=3_000 {
+        fake.say(conversation, "noise".to_owned());
+        if number % 1_000 == 0 {
+            let sending = client.send_text(conversation, "x").await.expect("taken");
+            let outcome = tokio::time::timeout(PATIENCE, sending).await;
+            assert!(matches!(outcome, Ok(Ok(Outcome::Sent { .. }))));
+        }
+    }
+    client.cut().await.expect("it runs");
+    client.connected().await.expect("it connects again");
+}
+
 struct Counter(AtomicUsize, AtomicUsize);
 
 impl Observer for Counter {
