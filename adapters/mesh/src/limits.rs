@@ -35,7 +35,7 @@ pub(crate) const ENDPOINTS_MAX: usize = 4096;
 /// Connections that a server holds; further ones wait in the listener's backlog.
 pub(crate) const CONNECTIONS_MAX: usize = 4096;
 /// Streams of one connection; a sender uses one.
-pub(crate) const STREAMS_PER_CONNECTION_MAX: u32 = 4;
+pub(crate) const STREAMS_PER_CONNECTION_MAX: u32 = 2;
 /// Bytes of the headers of a stream.
 pub(crate) const HEADERS_BYTES_MAX: u32 = 8 * 1024;
 /// What HTTP/2 lets a stream, and a connection, have on the way.
@@ -51,6 +51,8 @@ pub(crate) const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 pub(crate) const PING_EVERY: Duration = Duration::from_secs(5);
 /// A stop waits that long for the acknowledgements of what has arrived.
 pub(crate) const STOP_WITHIN: Duration = Duration::from_secs(5);
+/// The shortest time between two looks at the clock, however short the configured times are.
+pub(crate) const TICK_SHORTEST: Duration = Duration::from_millis(5);
 /// The first wait before connecting again; it doubles up to the longest.
 pub(crate) const BACK_OFF_FIRST: Duration = Duration::from_millis(20);
 /// The longest wait before connecting again.

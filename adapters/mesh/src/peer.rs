@@ -18,7 +18,7 @@ use crate::config::MeshConfig;
 use crate::delivery::Shared;
 use crate::limits::{
     ACKS_BYTES_MAX, BACK_OFF_FIRST, BACK_OFF_LONGEST, CONNECT_WITHIN, FRAME_BYTES_MAX, FRAME_PARTS_MAX,
-    HEADERS_BYTES_MAX, HTTP2_FRAME_BYTES, OPEN_WITHIN, VERSION, WINDOW_BYTES,
+    HEADERS_BYTES_MAX, HTTP2_FRAME_BYTES, OPEN_WITHIN, TICK_SHORTEST, VERSION, WINDOW_BYTES,
 };
 use crate::pending::{Pending, Waiting};
 use crate::proof::{self, Transcript};
@@ -180,7 +180,8 @@ impl Peer {
 
     /// Sends and resolves until the stream ends.
     async fn serve(&mut self, Stream { frames, mut answers }: Stream) -> End {
-        let mut ticks = interval((self.config.acknowledged_within / 8).min(self.config.idle_after / 4));
+        let tick = (self.config.acknowledged_within / 8).min(self.config.idle_after / 4);
+        let mut ticks = interval(tick.max(TICK_SHORTEST));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut line_is_open, mut frames_are_taken) = (true, true);
         let mut quiet_since = Instant::now();

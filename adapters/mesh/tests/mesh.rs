@@ -17,7 +17,8 @@ use roost_protocol::records::Endpoint;
 use roost_protocol::{Incarnation, SessionId};
 use support::{LIVENESS_LIMIT, Sink, batch, endpoint, secret, serve, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 
 fn with_secret(letter: char) -> MeshConfig {
     MeshConfig { shared_secret: Some(secret(letter)), ..MeshConfig::default() }
@@ -205,13 +206,51 @@ async fn a_slow_endpoint_is_busy_for_its_own_batches_only() {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_never_acknowledges_is_given_up() {
+async fn an_endpoint_that_does_not_acknowledge_is_given_up_and_found_again() {
     let sink = Sink::held();
     let server = serve(sink.clone(), &MeshConfig::default()).await;
     let config = MeshConfig { acknowledged_within: Duration::from_millis(300), ..MeshConfig::default() };
     let delivery = MeshDelivery::new(config);
-    let outcome = within("giving up", delivery.send(&endpoint(&server, sink.incarnation()), batch("x"))).await;
+    let to = endpoint(&server, sink.incarnation());
+    let outcome = within("giving up", delivery.send(&to, batch("x"))).await;
     assert!(unavailable(&outcome), "{outcome:?}");
+    sink.open.send_replace(true);
+    assert_eq!(within("the acknowledgement", delivery.send(&to, batch("y"))).await, Ok(()));
+    assert_eq!(sink.batches(), [batch("x"), batch("y")]);
+}
+
+/// The network swallows everything from now on, both ways, and closes nothing: only the pings can tell.
+#[tokio::test]
+async fn a_connection_that_becomes_a_black_hole_is_found_by_its_pings() {
+    let sink = Sink::keeping();
+    let server = serve(sink.clone(), &MeshConfig::default()).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let address = format!("http://{}", listener.local_addr().expect("bound"));
+    let target = server.local_addr();
+    let frozen = watch::Sender::new(false);
+    let mut freezes = frozen.subscribe();
+    let network = tokio::spawn(async move {
+        let (mut near, _) = listener.accept().await.expect("accepted");
+        let mut far = TcpStream::connect(target).await.expect("connected");
+        tokio::select! {
+            _ = tokio::io::copy_bidirectional(&mut near, &mut far) => panic!("the stream ended early"),
+            _ = freezes.wait_for(|frozen| *frozen) => {}
+        }
+        std::future::pending::<()>().await;
+        drop((near, far));
+    });
+    let config = MeshConfig {
+        ping_every: Duration::from_millis(200),
+        acknowledged_within: 10 * LIVENESS_LIMIT,
+        ..MeshConfig::default()
+    };
+    let delivery = MeshDelivery::new(config);
+    let to = Endpoint { address, incarnation: sink.incarnation() };
+    assert_eq!(within("the acknowledgement", delivery.send(&to, batch("x"))).await, Ok(()));
+    frozen.send_replace(true);
+    let outcome = within("finding out", delivery.send(&to, batch("y"))).await;
+    assert!(unavailable(&outcome), "{outcome:?}");
+    network.abort();
 }
 
 /// A server whose process hangs, or whose network swallows everything: the kernel accepts, nobody answers.
