@@ -23,7 +23,7 @@ pub const PARTITIONS: u32 = 4;
 
 /// Where the Stores of the schedules come from.
 #[async_trait]
-pub trait StoreFactory: Send {
+pub trait StoreFactory: Send + Sync {
     /// A Store for the next seed; it may be shared with earlier ones, whose ids and log ids are others.
     async fn fresh(&mut self) -> Arc<dyn Store>;
 

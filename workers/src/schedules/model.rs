@@ -139,13 +139,18 @@ impl State {
         }
     }
 
-    fn apply(&mut self, batch: &ApplyBatch) -> Applied {
+    fn apply(&mut self, batch: &ApplyBatch, wrong: Option<Wrong>) -> Applied {
+        if wrong == Some(Wrong::ForgetsWhatItKnew) {
+            self.known.clear();
+        }
         let ours: Vec<bool> = batch
             .parts
             .iter()
             .map(|part| {
                 let row = self.progress.get(&(batch.log_id.clone(), part.partition));
-                row.is_some_and(|row| row.epoch == part.epoch && row.next == part.from)
+                row.is_some_and(|row| {
+                    wrong == Some(Wrong::ForgetsTheOwner) || (row.epoch == part.epoch && row.next == part.from)
+                })
             })
             .collect();
         let parts: Vec<&PartBatch> =
@@ -166,10 +171,30 @@ impl State {
     }
 }
 
+/// What a wrong Store does. The judge must find each of these, or its silence means nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wrong {
+    /// Whoever asks may apply, wherever the partition stands.
+    ForgetsTheOwner,
+    /// What was numbered is looked up as if nothing had to be published.
+    ReplaysNothing,
+    /// What is applied counts as published.
+    PublishesOnPaper,
+    /// A retry takes a number of its own.
+    ForgetsWhatItKnew,
+}
+
+impl Wrong {
+    /// Every way to be wrong.
+    pub const ALL: [Wrong; 4] =
+        [Wrong::ForgetsTheOwner, Wrong::ReplaysNothing, Wrong::PublishesOnPaper, Wrong::ForgetsWhatItKnew];
+}
+
 /// The model behind the port.
 #[derive(Clone, Debug, Default)]
 pub struct ModelStore {
     state: Arc<Mutex<State>>,
+    wrong: Option<Wrong>,
 }
 
 /// Hands out model Stores; a copy is a clone.
@@ -177,12 +202,20 @@ pub struct ModelStore {
 pub struct ModelFactory {
     store: ModelStore,
     kept: State,
+    wrong: Option<Wrong>,
+}
+
+impl ModelFactory {
+    /// Stores that are wrong in one way.
+    pub fn wrong(wrong: Wrong) -> Self {
+        Self { wrong: Some(wrong), ..Self::default() }
+    }
 }
 
 #[async_trait]
 impl StoreFactory for ModelFactory {
     async fn fresh(&mut self) -> Arc<dyn Store> {
-        self.store = ModelStore::default();
+        self.store = ModelStore { wrong: self.wrong, ..ModelStore::default() };
         Arc::new(self.store.clone())
     }
 
@@ -192,7 +225,7 @@ impl StoreFactory for ModelFactory {
     }
 
     async fn fall_back(&mut self) -> Arc<dyn Store> {
-        self.store = ModelStore { state: Arc::new(Mutex::new(self.kept.clone())) };
+        self.store = ModelStore { state: Arc::new(Mutex::new(self.kept.clone())), wrong: self.wrong };
         Arc::new(self.store.clone())
     }
 }
@@ -228,16 +261,28 @@ impl Store for ModelStore {
         let mut state = self.state.lock();
         let row = state.progress.get_mut(&(log_id.to_owned(), partition)).ok_or(StoreError::NotFound)?;
         row.epoch += 1;
+        if self.wrong == Some(Wrong::PublishesOnPaper) {
+            row.published = row.next;
+        }
         Ok(Claim { epoch: row.epoch, next: row.next, published: row.published, last_digest: row.last_digest })
     }
 
     async fn apply(&self, batch: &ApplyBatch) -> Result<Applied, ApplyError> {
-        Ok(self.state.lock().apply(batch))
+        Ok(self.state.lock().apply(batch, self.wrong))
     }
 
     async fn replay(&self, _: &str, partition: u32, records: &[Incoming]) -> Result<Vec<Replayed>, StoreError> {
         let state = self.state.lock();
-        Ok(records.iter().map(|incoming| state.replay(partition, incoming)).collect())
+        let mut replayed: Vec<Replayed> = records.iter().map(|incoming| state.replay(partition, incoming)).collect();
+        if self.wrong == Some(Wrong::ReplaysNothing) {
+            for one in &mut replayed {
+                if let Replayed::Numbered(record) = one {
+                    let (seq, time) = (record.message.seq, record.message.time);
+                    *one = Replayed::Rejected(VerdictOutcome::Committed { seq, time });
+                }
+            }
+        }
+        Ok(replayed)
     }
 
     async fn set_published(
