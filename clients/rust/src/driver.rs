@@ -59,6 +59,7 @@ pub(crate) struct Driver {
     waiters: HashMap<ClientMsgId, Vec<oneshot::Sender<Outcome>>>,
     tokens: watch::Sender<Option<Tokens>>,
     connected: watch::Sender<bool>,
+    attempts: usize,
 }
 
 impl Driver {
@@ -74,7 +75,20 @@ impl Driver {
         let backoff = Backoff::new(config.backoff);
         let ((commands, sends), (tokens, connected)) = (inbox, status);
         let (outgoing, waiters) = (VecDeque::new(), HashMap::new());
-        Self { config, auth, engine, backoff, commands, sends, events, outgoing, waiters, tokens, connected }
+        Self {
+            config,
+            auth,
+            engine,
+            backoff,
+            commands,
+            sends,
+            events,
+            outgoing,
+            waiters,
+            tokens,
+            connected,
+            attempts: 0,
+        }
     }
 
     pub(crate) async fn run(mut self) {
@@ -146,7 +160,7 @@ impl Driver {
                 Err(leave) => return leave,
             }
         }
-        let opening = Socket::open(self.config.base_url.clone(), self.config.form);
+        let opening = Socket::open(self.next_url(), self.config.form);
         let mut socket = match self.meanwhile(opening).await {
             Ok(Ok(socket)) => socket,
             Ok(Err(ended)) => return Leave::Ended(ended),
@@ -163,6 +177,13 @@ impl Driver {
             }
         }
         leave
+    }
+
+    fn next_url(&mut self) -> String {
+        let index = self.attempts % (1 + self.config.other_urls.len());
+        self.attempts += 1;
+        let others = &self.config.other_urls;
+        index.checked_sub(1).map_or(&self.config.base_url, |index| &others[index]).clone()
     }
 
     /// One connection, from `connect` to its end.

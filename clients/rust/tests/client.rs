@@ -325,6 +325,27 @@ async fn a_full_outbox_makes_send_wait_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn another_gateway_is_tried_and_rest_may_be_elsewhere() {
+    let fake = Fake::start().await;
+    let conversation = room(&fake);
+    let nowhere = "http://127.0.0.1:1".to_owned();
+    let config = Config {
+        base_url: nowhere.clone(),
+        other_urls: vec![nowhere, fake.url.clone()],
+        api_url: Some(fake.url.clone()),
+        ..config(&fake)
+    };
+    let (client, mut events) = start(config).await;
+    let connected = |event| matches!(event, Event::Connected { .. }).then_some(());
+    until(&mut events, connected).await;
+    fake.push(|| Push::Close(4101, "token expired"));
+    until(&mut events, connected).await;
+    assert_eq!(fake.world.lock().refreshes, 1);
+    let outcome = client.send_text(conversation, "x").await.expect("taken").await;
+    assert!(matches!(outcome, Ok(Outcome::Sent { .. })));
+}
+
+#[tokio::test]
 async fn without_a_listener_sends_still_go_out() {
     let fake = Fake::start().await;
     let conversation = room(&fake);
