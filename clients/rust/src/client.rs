@@ -44,6 +44,8 @@ pub enum Credentials {
 pub struct Config {
     /// Where sessions are: `http://HOST[:PORT]`.
     pub base_url: String,
+    /// Further places for sessions: each attempt to connect goes to the next one.
+    pub other_urls: Vec<String>,
     /// Where REST is, if it is not the same: with separate roles, the api's address.
     pub api_url: Option<String>,
     /// Who it is.
@@ -69,6 +71,7 @@ impl Config {
     pub fn new(base_url: impl Into<String>, credentials: Credentials) -> Self {
         Self {
             base_url: base_url.into(),
+            other_urls: Vec::new(),
             api_url: None,
             credentials,
             form: Form::Binary,
