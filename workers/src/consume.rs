@@ -75,8 +75,8 @@ pub trait Machine: Send + 'static {
     /// What to do next.
     fn poll_step(&mut self, now_ms: u64) -> Option<Step<Self::Effect>>;
 
-    /// When, after now, [`poll_step`](Self::poll_step) has something to do without any event.
-    fn deadline(&self, now_ms: u64) -> Option<u64>;
+    /// When [`poll_step`](Self::poll_step) may have something to do without any event; asked when it had nothing more.
+    fn deadline(&self) -> Option<u64>;
 }
 
 /// Performs a machine's effects.
@@ -124,7 +124,7 @@ pub async fn run<M: Machine>(
         if stop_by.is_some_and(|by| machine.is_settled() || Instant::now() >= by) {
             break;
         }
-        let due = machine.deadline(now_ms()).map(|at| began + Duration::from_millis(at));
+        let due = machine.deadline().map(|at| began + Duration::from_millis(at));
         let wake = [due, stop_by, consumer_rests_until].into_iter().flatten().min();
         let sleep = tokio::time::sleep_until(wake.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600)));
         pin_mut!(sleep);

@@ -89,6 +89,9 @@ pub struct Machine {
     steps: VecDeque<Step<Effect>>,
     counter: u64,
     stopping: bool,
+    /// A handler has run since the last look at what can begin; and when the next look is due without one.
+    stirred: bool,
+    wake_at: Option<u64>,
 }
 
 struct Partition {
@@ -139,6 +142,8 @@ impl Machine {
             steps: VecDeque::new(),
             counter: 0,
             stopping: false,
+            stirred: true,
+            wake_at: None,
         }
     }
 
@@ -425,6 +430,17 @@ impl Machine {
             self.commit(partition);
         }
     }
+
+    /// When, after now, something can begin without any event.
+    fn next_wake(&self, now_ms: u64) -> Option<u64> {
+        let partitions = self.partitions.values().flat_map(|found| {
+            let jump = found.jump.as_ref().and_then(|jump| jump.asked_at).map(|at| at + JUMP_AGAIN_MS);
+            [Some(found.retry_at), jump]
+        });
+        let links = self.links.values().map(Link::deadline);
+        let times = partitions.chain(links).chain([self.settling.deadline()]).flatten();
+        times.filter(|&at| at > now_ms).min()
+    }
 }
 
 impl consume::Machine for Machine {
@@ -432,6 +448,7 @@ impl consume::Machine for Machine {
     type Done = Done;
 
     fn on_event(&mut self, event: ConsumerEvent, _now_ms: u64) {
+        self.stirred = true;
         match event {
             ConsumerEvent::Assigned(partitions, assignment) => {
                 for partition in partitions {
@@ -456,6 +473,7 @@ impl consume::Machine for Machine {
     }
 
     fn on_done(&mut self, done: Done, now_ms: u64) {
+        self.stirred = true;
         match done {
             Done::Found { number, answers } => self.on_found(number, answers, now_ms),
             Done::Sent { number, gateway, result } => self.on_sent(number, gateway, result, now_ms),
@@ -463,6 +481,7 @@ impl consume::Machine for Machine {
     }
 
     fn stop(&mut self, _now_ms: u64) {
+        self.stirred = true;
         self.stopping = true;
     }
 
@@ -472,19 +491,16 @@ impl consume::Machine for Machine {
     }
 
     fn poll_step(&mut self, now_ms: u64) -> Option<Step<Effect>> {
-        if self.steps.is_empty() {
+        let due = self.stirred || self.wake_at.is_some_and(|at| at <= now_ms);
+        if self.steps.is_empty() && due {
+            self.stirred = false;
             self.advance(now_ms);
+            self.wake_at = self.next_wake(now_ms);
         }
         self.steps.pop_front()
     }
 
-    fn deadline(&self, now_ms: u64) -> Option<u64> {
-        let partitions = self.partitions.values().flat_map(|found| {
-            let jump = found.jump.as_ref().and_then(|jump| jump.asked_at).map(|at| at + JUMP_AGAIN_MS);
-            [Some(found.retry_at), jump]
-        });
-        let links = self.links.values().map(Link::deadline);
-        let times = partitions.chain(links).chain([self.settling.deadline()]).flatten();
-        times.filter(|&at| at > now_ms).min()
+    fn deadline(&self) -> Option<u64> {
+        self.wake_at
     }
 }
