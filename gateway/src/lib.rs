@@ -1,1 +1,28 @@
-//! (being written)
+//! The gateway: shards that hold the sessions, the driver under them, and their ways to the log, the Store, the
+//! Registry and back from Delivery.
+//!
+//! The program starts it with [`Gateway::start`], connects [`GatewayHandle::sink`] to its Delivery, takes plain HTTP
+//! from the channel in [`Ports::http`], and ends it with [`GatewayHandle::drain`].
+
+mod admission;
+mod authenticate;
+mod config;
+mod driver;
+mod egress;
+mod handle;
+mod ingress;
+mod mail;
+mod mailbox;
+mod membership;
+mod metrics;
+mod requests;
+mod resync;
+mod shard;
+mod shared;
+mod slab;
+mod wheel;
+
+pub use authenticate::{Authenticate, StoreKeys};
+pub use config::{Config, HandedOver, Io, Ports, StartError};
+pub use handle::{Gateway, GatewayHandle};
+pub use metrics::{Counter, Metrics};

@@ -97,7 +97,7 @@ impl Session {
     pub fn send_failed(&mut self, request: u32, code: ErrorCode, context: &Context<'_>) {
         let Some(outstanding) = &mut self.outstanding else { return };
         if let Some(send) = outstanding.take(request) {
-            self.say_retry(&send, code, context);
+            self.send_again(&send, code, context);
         }
     }
 
@@ -189,13 +189,11 @@ impl Session {
         resolved
     }
 
-    pub(super) fn say_retry(&mut self, send: &super::outstanding::InFlight, code: ErrorCode, context: &Context<'_>) {
+    pub(super) fn send_again(&mut self, send: &super::outstanding::InFlight, code: ErrorCode, context: &Context<'_>) {
         if let Some(outstanding) = &mut self.outstanding {
             outstanding.block(send.conversation_id, send.client_msg_id, send.request, context.settings);
         }
-        let retry_after_ms = context.settings.retry_after_ms;
-        let body = ServerBody::Retry { client_msg_id: send.client_msg_id, retry_after_ms, code };
-        self.say(send.id, body, context);
+        self.say_retry(send.id, send.client_msg_id, code, context);
     }
 }
 

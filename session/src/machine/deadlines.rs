@@ -52,7 +52,7 @@ impl Session {
             return self.begin_close(CloseCode::TokenExpired, context);
         }
         while let Some(send) = self.outstanding.as_mut().and_then(|outstanding| outstanding.take_overdue(now_ms)) {
-            self.say_retry(&send, ErrorCode::Deadline, context);
+            self.send_again(&send, ErrorCode::Deadline, context);
         }
         if now_ms < self.keep_alive_ms(context.settings) {
             return;

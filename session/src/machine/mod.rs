@@ -12,7 +12,7 @@ mod settings;
 
 use bytes::Bytes;
 use roost_protocol::frames::{Form, ServerBody, ServerFrame};
-use roost_protocol::{CloseCode, DeviceId, ErrorCode, UserId};
+use roost_protocol::{ClientMsgId, CloseCode, DeviceId, ErrorCode, UserId};
 
 use crate::framing::websocket::{CloseState, Decoder, close_frame};
 
@@ -40,7 +40,7 @@ use queue::Queue;
 ///   [`wants_shutdown`](Self::wants_shutdown), [`is_finished`](Self::is_finished), [`deadline`](Self::deadline),
 ///   [`read_budget`](Self::read_budget).
 /// * **Getters** change nothing: [`is_live`](Self::is_live), [`identity`](Self::identity), [`form`](Self::form),
-///   [`queued_bytes`](Self::queued_bytes), [`sends_in_flight`](Self::sends_in_flight), [`ending`](Self::ending).
+///   [`queued_bytes`](Self::queued_bytes), [`sends_in_flight`](Self::sends_in_flight), [`take_retries`](Self::take_retries), [`ending`](Self::ending).
 ///
 /// [`Event`]s are handed out during a call, because a send borrows its body from the receive buffer: it is copied
 /// once, by whoever takes the event, into the log record.
@@ -77,6 +77,8 @@ pub struct Session {
     /// The second in which control frames are counted, and how many it has had.
     control_second: u32,
     control_count: u16,
+    /// Sends answered `retry` since somebody asked.
+    retries: u16,
     form: Form,
     close: CloseState,
     /// The writing half has been closed.
@@ -118,6 +120,7 @@ impl Session {
             next_request: 1,
             control_second: 0,
             control_count: 0,
+            retries: 0,
             form: Form::Binary,
             close: CloseState::Open,
             shut_down: false,
@@ -205,6 +208,11 @@ impl Session {
         self.outstanding.as_ref().map_or(0, |outstanding| outstanding.sends_in_flight())
     }
 
+    /// How many sends were answered `retry` since this was last asked.
+    pub fn take_retries(&mut self) -> u16 {
+        std::mem::take(&mut self.retries)
+    }
+
     /// Why it ended, once it has or is about to.
     pub fn ending(&self) -> Option<Ending> {
         self.ending
@@ -215,6 +223,12 @@ impl Session {
     fn say(&mut self, id: Option<u32>, body: ServerBody, context: &Context<'_>) {
         let frame = encode(&ServerFrame::answer(id, body), self.form);
         self.push(frame, context);
+    }
+
+    fn say_retry(&mut self, id: Option<u32>, client_msg_id: ClientMsgId, code: ErrorCode, context: &Context<'_>) {
+        self.retries = self.retries.saturating_add(1);
+        let retry_after_ms = context.settings.retry_after_ms;
+        self.say(id, ServerBody::Retry { client_msg_id, retry_after_ms, code }, context);
     }
 
     fn say_error(&mut self, id: Option<u32>, code: ErrorCode, message: &str, context: &Context<'_>) {

@@ -162,8 +162,7 @@ impl Session {
             }
             Admission::Order | Admission::Busy => {
                 let code = if admission == Admission::Order { ErrorCode::Order } else { ErrorCode::Busy };
-                let retry_after_ms = context.settings.retry_after_ms;
-                self.say(id, ServerBody::Retry { client_msg_id, retry_after_ms, code }, context);
+                self.say_retry(id, client_msg_id, code, context);
             }
         }
     }

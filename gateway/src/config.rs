@@ -1,0 +1,142 @@
+//! How a gateway is set up, and what it is given.
+
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use roost_ports::{Clock, Log, Registry, Store};
+use roost_session::framing::handshake::InvalidOrigin;
+use roost_session::machine::Timings;
+use tokio::sync::mpsc;
+
+use crate::authenticate::Authenticate;
+
+/// Which driver the shards use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Io {
+    /// The best one that works here.
+    #[default]
+    Auto,
+    /// Readiness: epoll or kqueue.
+    Portable,
+}
+
+/// How a gateway is set up. [`Config::new`] has what an installation needs; tests shorten the times.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where clients connect. Port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Threads that hold sessions, 1 to 256. One per core.
+    pub shards: usize,
+    /// Origins whose web pages may connect.
+    pub origins: Vec<String>,
+    /// Where this gateway's Delivery listens; empty in the embedded composition.
+    pub endpoint_address: String,
+    /// Which driver.
+    pub io: Io,
+    /// How long the lease lives without a renewal.
+    pub lease_ttl_ms: u64,
+    /// No call of the Registry is waited for longer, so that no handshake stalls.
+    pub registry_timeout_ms: u64,
+    /// How long a session's times are.
+    pub timings: Timings,
+    /// The hard limit of a session's queue; the soft one is a quarter of it.
+    pub queue_bytes_hard: usize,
+    /// The cap on the sum of all queues; above it the soft limit is the hard one.
+    pub queue_bytes_sum_max: usize,
+    /// Deliveries that wait for a shard, in bytes; beyond, Delivery is told to come back.
+    pub mailbox_bytes_max: usize,
+    /// Connections at most; fewer where the process may not have so many descriptors.
+    pub sessions_max: usize,
+    /// Connections that are not live yet; beyond, no more are accepted.
+    pub openings_max: usize,
+    /// Syncs and histories that run at once.
+    pub requests_running_max: usize,
+    /// Syncs and histories that wait; beyond, they are answered `busy`.
+    pub requests_waiting_max: usize,
+    /// A request that the Store has not answered by then is answered `unavailable`.
+    pub request_timeout_ms: u64,
+    /// Sessions that are told their heads anew, a second, after the log was out of range or the Registry lost them.
+    pub resyncs_per_second: u32,
+    /// Sessions that are registered again, a second, after the Registry lost writes.
+    pub reregistrations_per_second: u32,
+}
+
+impl Config {
+    /// The usual limits.
+    pub fn new(listen: SocketAddr) -> Self {
+        Self {
+            listen,
+            shards: std::thread::available_parallelism().map_or(1, |cores| cores.get().min(256)),
+            origins: Vec::new(),
+            endpoint_address: String::new(),
+            io: Io::Auto,
+            lease_ttl_ms: 10_000,
+            registry_timeout_ms: 450,
+            timings: Timings::default(),
+            queue_bytes_hard: roost_protocol::limits::QUEUE_BYTES_HARD,
+            queue_bytes_sum_max: 1 << 30,
+            mailbox_bytes_max: 64 << 20,
+            sessions_max: 4_000_000,
+            openings_max: 8_192,
+            requests_running_max: 64,
+            requests_waiting_max: 8_192,
+            request_timeout_ms: 5_000,
+            resyncs_per_second: 500,
+            reregistrations_per_second: 20_000,
+        }
+    }
+}
+
+/// What a gateway is given.
+#[derive(Clone)]
+pub struct Ports {
+    /// Where sends go.
+    pub log: Arc<dyn Log>,
+    /// Where syncs and histories are answered from.
+    pub store: Arc<dyn Store>,
+    /// Where sessions are registered.
+    pub registry: Arc<dyn Registry>,
+    /// The clocks.
+    pub clock: Arc<dyn Clock>,
+    /// Who says whether a token is good.
+    pub authenticate: Arc<dyn Authenticate>,
+    /// Who gets connections that speak plain HTTP. Without one they are answered 404.
+    pub http: Option<mpsc::Sender<HandedOver>>,
+}
+
+/// A connection that turned out to be plain HTTP.
+#[derive(Debug)]
+pub struct HandedOver {
+    /// The socket, non-blocking.
+    pub stream: TcpStream,
+    /// Whose it is.
+    pub peer: SocketAddr,
+    /// What was read already: the HTTP server is to read it first.
+    pub head: Bytes,
+}
+
+/// Why a gateway did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The address cannot be listened on, or a thread or poller cannot be made.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address asked for.
+        address: SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The system refuses what a shard needs.
+    #[error("cannot start a shard: {0}")]
+    Shard(#[source] std::io::Error),
+    /// The Store did not say which history this is.
+    #[error("the store does not answer: {0}")]
+    Store(#[from] roost_ports::store::StoreError),
+    /// An entry of the list of origins is none.
+    #[error(transparent)]
+    Origin(#[from] InvalidOrigin),
+    /// A number is out of range.
+    #[error("{0}")]
+    Config(&'static str),
+}

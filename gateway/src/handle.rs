@@ -1,0 +1,226 @@
+//! Starting a gateway, asking it how it is, draining and stopping it.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+use roost_ports::DeliverySink;
+use roost_protocol::Incarnation;
+use roost_protocol::records::Endpoint;
+use roost_session::framing::handshake::OriginPolicy;
+use roost_session::machine::Settings;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinHandle;
+
+use crate::admission::Admission;
+use crate::config::{Config, Ports, StartError};
+use crate::driver::portable::Portable;
+use crate::egress::Egress;
+use crate::mail::Mail;
+use crate::mailbox::Mailbox;
+use crate::membership::{Membership, note_gateway};
+use crate::metrics::Metrics;
+use crate::resync;
+use crate::shard::Shard;
+use crate::shared::{Lease, Shared};
+
+const BACKLOG: i32 = 4_096;
+/// A peer that takes none of our bytes for so long is gone.
+const USER_TIMEOUT: Duration = Duration::from_secs(40);
+/// Batches of changes and of resyncs that wait for their tasks.
+const CHANNEL_LETTERS: usize = 1_024;
+/// How long the Registry and the Store are waited for at the end.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// A gateway, about to be.
+pub struct Gateway;
+
+/// A running gateway. Dropping it stops it without a farewell; [`drain`](Self::drain) is the kind way.
+pub struct GatewayHandle {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Gateway {
+    /// Starts a gateway: when this returns, clients can connect. Must be called in a tokio runtime, on which
+    /// everything but the sessions runs.
+    ///
+    /// The Store must answer once; the Registry may be away.
+    pub async fn start(config: Config, ports: Ports) -> Result<GatewayHandle, StartError> {
+        if !(1..=256).contains(&config.shards) {
+            return Err(StartError::Config("a gateway has 1 to 256 shards"));
+        }
+        let origins = OriginPolicy::new(&config.origins)?;
+        let epoch = ports.store.epoch().await?;
+        let listener = listen(config.listen).map_err(|source| StartError::Listen { address: config.listen, source })?;
+        let address = listener.local_addr().map_err(StartError::Shard)?;
+        let (membership, changes) = mpsc::channel(CHANNEL_LETTERS);
+        let (resync, wanted) = mpsc::channel(CHANNEL_LETTERS);
+        let shared = Arc::new(Shared {
+            settings: settings(&config, origins),
+            runtime: Handle::current(),
+            mailboxes: (0..config.shards).map(|_| Mailbox::new(config.mailbox_bytes_max)).collect(),
+            admission: Admission::new(config.sessions_max, config.openings_max),
+            lease: Lease::new(Incarnation::new(), ports.clock.steady_ms() + config.lease_ttl_ms),
+            membership,
+            resync,
+            epoch: RwLock::new(epoch),
+            partitions: ports.log.partitions(),
+            requests_running: Semaphore::new(config.requests_running_max),
+            requests_waiting: Arc::new(Semaphore::new(config.requests_waiting_max)),
+            queue_bytes: (0..config.shards).map(|_| AtomicU64::new(0)).collect(),
+            metrics: Metrics::new(),
+            config,
+            ports,
+        });
+        let threads = start_shards(&shared, listener).map_err(StartError::Shard)?;
+        let tasks = vec![
+            tokio::spawn(Membership::new(Arc::clone(&shared), changes).run()),
+            tokio::spawn(note_gateway(Arc::clone(&shared))),
+            tokio::spawn(resync::run(Arc::downgrade(&shared), wanted)),
+        ];
+        tracing::info!(
+            %address,
+            shards = shared.config.shards,
+            io = "portable",
+            connections_max = shared.admission.connections_max(),
+            incarnation = %shared.lease.incarnation(),
+            "the gateway listens"
+        );
+        Ok(GatewayHandle { shared, address, threads: Mutex::new(threads), tasks })
+    }
+}
+
+impl GatewayHandle {
+    /// Where clients connect.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where verdicts and deliveries are to be sent now. The incarnation changes when the lease is lost.
+    pub fn endpoint(&self) -> Endpoint {
+        self.shared.endpoint()
+    }
+
+    /// The receiving end for Delivery's adapters.
+    pub fn sink(&self) -> Arc<dyn DeliverySink> {
+        Arc::new(Egress { shared: Arc::clone(&self.shared) })
+    }
+
+    /// Whether new clients should be sent here.
+    pub fn ready(&self) -> bool {
+        self.shared.admission.admits() && self.shared.admission.has_room() && !self.shared.lease.is_lapsed()
+    }
+
+    /// Live sessions.
+    pub fn sessions(&self) -> usize {
+        self.shared.admission.live()
+    }
+
+    /// Connections, those in their handshake included.
+    pub fn connections(&self) -> usize {
+        self.shared.admission.connections()
+    }
+
+    /// What has been counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
+    /// Sends every client away within the grace period, lets sends in flight finish, leaves the Registry, and stops.
+    pub async fn drain(self, grace: Duration) {
+        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX).max(1);
+        tracing::info!(sessions = self.sessions(), grace_ms, "the gateway drains");
+        self.shared.admission.start_draining();
+        // The shards keep to the grace period by themselves, whatever happens here.
+        self.shared.tell_all_shards(|| Mail::Drain { grace_ms });
+        let until = tokio::time::Instant::now() + grace;
+        while self.connections() > 0 && tokio::time::Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.stop().await;
+    }
+
+    /// Stops at once: connections break, and their clients resume elsewhere.
+    pub async fn stop(self) {
+        self.shared.admission.start_draining();
+        self.shared.tell_all_shards(|| Mail::Stop);
+        let threads = std::mem::take(&mut *self.threads.lock());
+        let joined = tokio::task::spawn_blocking(move || {
+            for thread in threads {
+                if thread.join().is_err() {
+                    tracing::error!("a shard panicked");
+                }
+            }
+        });
+        let _ = joined.await;
+        for task in &self.tasks {
+            task.abort();
+        }
+        // Only now that no session is left: whoever asks is to hear of nobody here.
+        let endpoint = self.endpoint();
+        let ports = &self.shared.ports;
+        let released = tokio::time::timeout(FAREWELL, ports.registry.release(endpoint.incarnation)).await;
+        let removed = tokio::time::timeout(FAREWELL, ports.store.remove_gateway(&endpoint)).await;
+        if !matches!((released, removed), (Ok(Ok(())), Ok(Ok(())))) {
+            tracing::warn!("the gateway's lease and note are left to run out");
+        }
+        tracing::info!("the gateway has stopped");
+    }
+}
+
+impl Drop for GatewayHandle {
+    fn drop(&mut self) {
+        self.shared.admission.start_draining();
+        self.shared.tell_all_shards(|| Mail::Stop);
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+fn settings(config: &Config, origins: OriginPolicy) -> Settings {
+    let mut settings = Settings::default();
+    settings.origins = origins;
+    settings.timings = config.timings;
+    settings.queue_bytes_hard = config.queue_bytes_hard;
+    settings.queue_bytes_soft = config.queue_bytes_hard / 4;
+    settings
+}
+
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    // Accepted sockets inherit these, which saves two calls for each.
+    socket.set_tcp_nodelay(true)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Drivers are made before any thread starts, so that a refusal is an error of the start.
+fn start_shards(shared: &Arc<Shared>, listener: TcpListener) -> std::io::Result<Vec<std::thread::JoinHandle<()>>> {
+    let mut listener = Some(listener);
+    let shards = (0..shared.config.shards)
+        .map(|index| {
+            let accepts = listener.is_some();
+            Ok(Shard::new(Arc::clone(shared), index, Portable::new(listener.take())?, accepts))
+        })
+        .collect::<std::io::Result<Vec<_>>>()?;
+    shards
+        .into_iter()
+        .enumerate()
+        .map(|(index, shard)| {
+            std::thread::Builder::new().name(format!("roost-shard-{index}")).spawn(move || shard.run())
+        })
+        .collect()
+}

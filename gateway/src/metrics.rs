@@ -1,0 +1,120 @@
+//! What the gateway counts: evidence for tests, and figures for the operator.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use roost_protocol::CloseCode;
+use roost_session::machine::Ending;
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])* $field:ident = $name:literal;)*) => {
+        /// Counters since the start, readable at any time.
+        pub struct Metrics {
+            $($(#[doc = $doc])* pub $field: Counter,)*
+            closes: Vec<Counter>,
+            peer_closes: Counter,
+            lost: Counter,
+        }
+
+        impl Metrics {
+            pub(crate) fn new() -> Self {
+                Self {
+                    $($field: Counter::new(metrics::counter!($name)),)*
+                    closes: CloseCode::ALL
+                        .iter()
+                        .map(|code| Counter::new(metrics::counter!("roost_gateway_closes", "code" => code.code().to_string())))
+                        .collect(),
+                    peer_closes: Counter::new(metrics::counter!("roost_gateway_closes", "code" => "peer")),
+                    lost: Counter::new(metrics::counter!("roost_gateway_closes", "code" => "lost")),
+                }
+            }
+
+            /// Every counter with its name, the closes by code included.
+            pub fn snapshot(&self) -> Vec<(String, u64)> {
+                let mut all = vec![$((stringify!($field).to_owned(), self.$field.get()),)*];
+                for code in CloseCode::ALL {
+                    all.push((format!("closes_{}", code.code()), self.closed(*code)));
+                }
+                all.push(("closes_peer".to_owned(), self.peer_closes.get()));
+                all.push(("closes_lost".to_owned(), self.lost.get()));
+                all
+            }
+        }
+    };
+}
+
+counters! {
+    /// Connections accepted.
+    accepted = "roost_gateway_accepted";
+    /// Sessions that became live.
+    sessions_begun = "roost_gateway_sessions_begun";
+    /// Sends put into the log.
+    sends = "roost_gateway_sends";
+    /// Sends answered `retry`.
+    retries = "roost_gateway_retries";
+    /// Verdicts and messages that told a session's sender something new.
+    settled = "roost_gateway_settled";
+    /// Late words that were kept from sessions: of another life, or for a session that is gone or was answered.
+    suppressed = "roost_gateway_suppressed";
+    /// Frames put into session queues by deliveries.
+    delivered = "roost_gateway_delivered";
+    /// Heads put into session queues unasked.
+    heads_unsolicited = "roost_gateway_heads_unsolicited";
+    /// Deliveries refused because a shard's mailbox was full.
+    deliveries_busy = "roost_gateway_deliveries_busy";
+    /// Delivered records that do not decode.
+    undecodable = "roost_gateway_undecodable";
+    /// Times that everything was registered again.
+    reregistrations = "roost_gateway_reregistrations";
+    /// Sessions that became live although the Registry did not answer.
+    registered_late = "roost_gateway_registered_late";
+    /// Leases lost.
+    leases_lost = "roost_gateway_leases_lost";
+    /// Times that accepting was paused.
+    accept_pauses = "roost_gateway_accept_pauses";
+    /// Connections handed over to the HTTP server.
+    handed_over = "roost_gateway_handed_over";
+}
+
+impl Metrics {
+    /// Sessions closed by us with this code.
+    pub fn closed(&self, code: CloseCode) -> u64 {
+        CloseCode::ALL.iter().position(|known| *known == code).map_or(0, |at| self.closes[at].get())
+    }
+
+    pub(crate) fn count_ending(&self, ending: Option<Ending>) {
+        match ending {
+            Some(Ending::Ours(code)) => {
+                if let Some(at) = CloseCode::ALL.iter().position(|known| *known == code) {
+                    self.closes[at].add(1);
+                }
+            }
+            Some(Ending::Peers(_)) => self.peer_closes.add(1),
+            Some(Ending::Lost) => self.lost.add(1),
+            Some(Ending::Http(_)) | None => {}
+        }
+    }
+}
+
+/// A number that only rises.
+pub struct Counter {
+    value: AtomicU64,
+    exported: metrics::Counter,
+}
+
+impl Counter {
+    fn new(exported: metrics::Counter) -> Self {
+        Self { value: AtomicU64::new(0), exported }
+    }
+
+    pub(crate) fn add(&self, count: u64) {
+        if count > 0 {
+            self.value.fetch_add(count, Ordering::Relaxed);
+            self.exported.increment(count);
+        }
+    }
+
+    /// Its value.
+    pub fn get(&self) -> u64 {
+        self.value.load(Ordering::Relaxed)
+    }
+}

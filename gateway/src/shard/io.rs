@@ -1,0 +1,161 @@
+//! The driver's completions, and whether connections are accepted.
+
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::Ordering;
+
+use roost_protocol::SessionId;
+use roost_session::machine::Session;
+
+use super::entry::Entry;
+use super::{ACCEPT_FAILED_MS, ACCEPT_RETRY_MS, Accepting, Hearer, Shard, context};
+use crate::config::HandedOver;
+use crate::driver::{Completion, Driver, Submission};
+use crate::mail::Mail;
+use crate::slab::Key;
+
+/// What is left to do once the driver's buffer is free again.
+enum Then {
+    Nothing,
+    Accepted(TcpStream, SocketAddr),
+    AcceptFailed(std::io::Error),
+    Ended(Key),
+    Sent(Key, std::io::Result<usize>),
+    Closed(Key),
+    Released(Key, TcpStream),
+}
+
+impl<D: Driver> Shard<D> {
+    pub(super) fn take_completions(&mut self) {
+        while let Some(then) = self.take_completion() {
+            match then {
+                Then::Nothing => {}
+                Then::Accepted(stream, peer) => self.accepted(stream, peer),
+                Then::AcceptFailed(error) => self.accept_failed(&error),
+                Then::Ended(key) => {
+                    self.with_session(key, |session, _| session.lost());
+                }
+                Then::Sent(key, Ok(bytes)) => {
+                    self.with_session(key, |session, context| session.transmitted(bytes, context));
+                }
+                Then::Sent(key, Err(_)) => {
+                    self.with_session(key, |session, _| session.lost());
+                }
+                Then::Closed(key) => self.forget(key),
+                Then::Released(key, stream) => self.released(key, stream),
+            }
+        }
+    }
+
+    /// Received bytes are given to their session at once, for they lie in the driver's one buffer.
+    fn take_completion(&mut self) -> Option<Then> {
+        let (incarnation, index) = (self.incarnation, self.index as u8);
+        Some(match self.driver.next()? {
+            Completion::Received { key, bytes } => {
+                // Field by field, since the bytes borrow the driver.
+                let session_id = SessionId::new(incarnation, index, key.slot, key.generation);
+                let context = context(&self.shared, self.now, self.pressed);
+                if let Some(entry) = self.sessions.get_mut(key).filter(|entry| !entry.leaving) {
+                    let (ingress, wants) = (&mut self.ingress, &mut self.wants);
+                    let hearer = Hearer { key, session_id, now_ms: self.now.wall_ms, ingress, wants };
+                    hearer.hear(&mut entry.session, |session, tell| session.receive(bytes, &context, tell));
+                    if !entry.touched {
+                        entry.touched = true;
+                        self.touched.push(key);
+                    }
+                }
+                Then::Nothing
+            }
+            Completion::Accepted { stream, peer } => Then::Accepted(stream, peer),
+            Completion::AcceptFailed(error) => Then::AcceptFailed(error),
+            Completion::Ended { key } => Then::Ended(key),
+            Completion::Sent { key, result } => Then::Sent(key, result),
+            Completion::Closed { key } => Then::Closed(key),
+            Completion::Released { key, stream } => Then::Released(key, stream),
+        })
+    }
+
+    /// One shard accepts for all, so that accepting has one place to stop; the others get theirs in turn.
+    fn accepted(&mut self, stream: TcpStream, peer: SocketAddr) {
+        self.shared.metrics.accepted.add(1);
+        self.shared.admission.opened();
+        let shard = self.next_shard;
+        self.next_shard = (self.next_shard + 1) % self.shared.mailboxes.len();
+        if shard == self.index {
+            self.adopt(stream, peer);
+        } else {
+            self.shared.mailboxes[shard].put(Mail::Connection { stream, peer });
+        }
+        if !self.shared.admission.has_room() {
+            self.pause_accepting(ACCEPT_RETRY_MS, "as many connections as are allowed");
+        }
+    }
+
+    pub(super) fn adopt(&mut self, stream: TcpStream, peer: SocketAddr) {
+        let session = Session::new(&self.shared.settings, self.now);
+        let bytes_max = session.read_budget();
+        let key = self.sessions.insert(Entry::new(session, peer));
+        self.driver.submit(Submission::Adopt { key, stream, bytes_max });
+        if let Some(entry) = self.sessions.get_mut(key) {
+            entry.receives = u32::try_from(bytes_max).unwrap_or(u32::MAX);
+            entry.touched = true;
+            self.touched.push(key);
+        }
+    }
+
+    fn accept_failed(&mut self, error: &std::io::Error) {
+        let problem = error.to_string();
+        self.pause_accepting(ACCEPT_FAILED_MS, &problem);
+    }
+
+    fn pause_accepting(&mut self, pause_ms: u64, problem: &str) {
+        if self.accepting == Accepting::Yes {
+            tracing::warn!(
+                problem,
+                connections = self.shared.admission.connections(),
+                "accepting is paused; those who are connected stay"
+            );
+            self.shared.metrics.accept_pauses.add(1);
+        }
+        self.driver.submit(Submission::Accept(false));
+        self.accepting = Accepting::PausedUntil(self.now.steady_ms + pause_ms);
+    }
+
+    pub(super) fn decide_accepting(&mut self) {
+        let Accepting::PausedUntil(at_ms) = self.accepting else { return };
+        if self.now.steady_ms < at_ms {
+            return;
+        }
+        if self.shared.admission.has_room() {
+            self.accepting = Accepting::Yes;
+            self.driver.submit(Submission::Accept(true));
+        } else {
+            self.accepting = Accepting::PausedUntil(self.now.steady_ms + ACCEPT_RETRY_MS);
+        }
+    }
+
+    /// The driver has said its last word.
+    pub(super) fn forget(&mut self, key: Key) {
+        self.leave(key);
+        self.wheel.disarm(key.slot);
+        if let Some(entry) = self.sessions.remove(key) {
+            self.queue_bytes -= u64::from(entry.counted_bytes);
+            self.shared.queue_bytes[self.index].store(self.queue_bytes, Ordering::Relaxed);
+            if entry.counted_opening {
+                self.shared.admission.no_longer_opening();
+            }
+            self.shared.admission.closed();
+        }
+    }
+
+    fn released(&mut self, key: Key, stream: TcpStream) {
+        let peer = self.sessions.get_mut(key).and_then(|entry| entry.opening.take());
+        self.forget(key);
+        let (Some(peer), Some(http)) = (peer, &self.shared.ports.http) else { return };
+        let handed_over = HandedOver { stream, peer: peer.address, head: peer.head };
+        match http.try_send(handed_over) {
+            Ok(()) => self.shared.metrics.handed_over.add(1),
+            // Room was seen a moment ago; the connection is closed, and the client comes again.
+            Err(_) => tracing::warn!("the HTTP server has no room for a connection"),
+        }
+    }
+}
