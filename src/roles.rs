@@ -1,0 +1,313 @@
+//! The roles: each wires its crates to the backends, says that it is ready, and stops in order on SIGTERM.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use roost_api::{Api, Probes, ReadinessCheck, Server};
+use roost_gateway::{Gateway, GatewayHandle, HandedOver, StoreKeys};
+use roost_mesh::MeshServer;
+use roost_ports::delivery::{DeliveryBatch, DeliveryError, DeliveryFuture};
+use roost_ports::{Delivery, DeliverySink, Registry};
+use roost_protocol::Incarnation;
+use roost_protocol::records::Endpoint;
+use roost_workers::{fanout, persist};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+
+use crate::cli::{
+    ApiRoleArgs, FanoutRoleArgs, GatewayArgs, GatewayRoleArgs, HealthArgs, MeshArgs, MeshSecretArgs, MigrateArgs,
+    PersistArgs, PersistRoleArgs, ServeArgs,
+};
+use crate::compose::{self, Backends, Problem};
+
+/// Plain HTTP connections that wait to be taken over from the gateway.
+const HANDED_OVER_MAX: usize = 1_024;
+
+/// `roost serve`: every role in this process.
+pub async fn serve(args: &ServeArgs) -> Result<(), Problem> {
+    let backends = Backends::open(&args.backend).await?;
+    let registry = compose::registry(&args.registry.registry, &backends.clock)?;
+    let delivery = compose::local_delivery();
+    let api = make_api(&backends, &registry, String::new()).await?;
+    delivery.attach(api.sink());
+    let sender: Arc<dyn Delivery> = delivery.clone();
+    let persist = start_persist(&backends, &sender, &args.persist);
+    let fanout = start_fanout(&backends, &registry, &sender);
+    let server = api.server();
+    let gateway = start_gateway(&args.gateway, &backends, &registry, String::new(), &server).await?;
+    delivery.attach(gateway.sink());
+    println!("roost serve is ready: http://{}", gateway.local_addr());
+    stop_asked().await;
+    let grace = Duration::from_millis(args.gateway.grace_ms);
+    gateway.drain(grace).await;
+    server.shut_down(grace / 4).await;
+    persist.stop().await;
+    fanout.stop().await;
+    Ok(())
+}
+
+/// `roost gateway`.
+pub async fn gateway(args: &GatewayRoleArgs) -> Result<(), Problem> {
+    let backends = Backends::open(&args.backend).await?;
+    let registry = compose::registry(&args.registry.registry, &backends.clock)?;
+    let door = MeshDoor::open(&args.mesh, &args.secret).await?;
+    let server = operations(&backends, &registry);
+    let gateway = start_gateway(&args.gateway, &backends, &registry, door.address.clone(), &server).await?;
+    door.lead_to(gateway.sink());
+    println!("roost gateway is ready: http://{} (deliveries at {})", gateway.local_addr(), door.address);
+    stop_asked().await;
+    let grace = Duration::from_millis(args.gateway.grace_ms);
+    gateway.drain(grace).await;
+    door.close().await;
+    server.shut_down(grace / 4).await;
+    Ok(())
+}
+
+/// `roost persist`.
+pub async fn persist(args: &PersistRoleArgs) -> Result<(), Problem> {
+    let backends = Backends::open(&args.backend).await?;
+    let delivery = compose::mesh_delivery(&compose::mesh_config(args.secret.mesh_secret_file.as_deref())?);
+    let worker = start_persist(&backends, &delivery, &args.persist);
+    let _health = serve_health(&args.health, &backends, None).await?;
+    println!("roost persist is ready");
+    stop_asked().await;
+    worker.stop().await;
+    Ok(())
+}
+
+/// `roost fanout`.
+pub async fn fanout(args: &FanoutRoleArgs) -> Result<(), Problem> {
+    let backends = Backends::open(&args.backend).await?;
+    let registry = compose::registry(&args.registry.registry, &backends.clock)?;
+    let delivery = compose::mesh_delivery(&compose::mesh_config(args.secret.mesh_secret_file.as_deref())?);
+    let worker = start_fanout(&backends, &registry, &delivery);
+    let _health = serve_health(&args.health, &backends, Some(&registry)).await?;
+    println!("roost fanout is ready");
+    stop_asked().await;
+    worker.stop().await;
+    Ok(())
+}
+
+/// `roost api`.
+pub async fn api(args: &ApiRoleArgs) -> Result<(), Problem> {
+    let backends = Backends::open(&args.backend).await?;
+    let registry = compose::registry(&args.registry.registry, &backends.clock)?;
+    let door = MeshDoor::open(&args.mesh, &args.secret).await?;
+    let api = make_api(&backends, &registry, door.address.clone()).await?;
+    door.lead_to(api.sink());
+    let server = api.server();
+    let listener = listen(args.listen).await?;
+    let address = listener.local_addr().map_err(|error| Problem::Other(error.to_string()))?;
+    let serving = tokio::spawn({
+        let server = server.clone();
+        async move { server.serve(listener).await }
+    });
+    println!("roost api is ready: http://{address} (deliveries at {})", door.address);
+    stop_asked().await;
+    server.shut_down(Duration::from_millis(args.grace_ms)).await;
+    serving.abort();
+    door.close().await;
+    Ok(())
+}
+
+/// `roost migrate`.
+pub async fn migrate(args: &MigrateArgs) -> Result<(), Problem> {
+    Backends::migrate(&args.backend).await?;
+    println!("the store's schema and the log's topics are there");
+    Ok(())
+}
+
+async fn start_gateway(
+    args: &GatewayArgs,
+    backends: &Backends,
+    registry: &Arc<dyn Registry>,
+    endpoint_address: String,
+    http: &Server,
+) -> Result<GatewayHandle, Problem> {
+    let (sender, handed_over) = mpsc::channel(HANDED_OVER_MAX);
+    tokio::spawn(serve_handed_over(handed_over, http.clone()));
+    let names = roost_api::Config::new(Endpoint { address: String::new(), incarnation: Incarnation::new() });
+    let keys =
+        StoreKeys::new(Arc::clone(&backends.store), Arc::clone(&backends.clock), &names.issuer, &names.audience);
+    let mut config = roost_gateway::Config::new(args.listen);
+    if args.shards > 0 {
+        config.shards = args.shards;
+    }
+    config.origins.clone_from(&args.origins);
+    config.endpoint_address = endpoint_address;
+    config.sessions_max = args.sessions_max;
+    config.lease_ttl_ms = args.lease_ms;
+    let ports = roost_gateway::Ports {
+        log: Arc::clone(&backends.log),
+        store: Arc::clone(&backends.store),
+        registry: Arc::clone(registry),
+        clock: Arc::clone(&backends.clock),
+        authenticate: Arc::new(keys),
+        http: Some(sender),
+    };
+    Gateway::start(config, ports).await.map_err(|error| Problem::Other(error.to_string()))
+}
+
+/// Connections of the gateway's port that turned out to be plain HTTP.
+async fn serve_handed_over(mut connections: mpsc::Receiver<HandedOver>, server: Server) {
+    while let Some(connection) = connections.recv().await {
+        let server = server.clone();
+        match TcpStream::from_std(connection.stream) {
+            Ok(stream) => {
+                tokio::spawn(
+                    async move { server.serve_connection(stream, connection.head, connection.peer).await },
+                );
+            }
+            Err(error) => tracing::warn!(%error, "a plain HTTP connection could not be taken over"),
+        }
+    }
+}
+
+fn start_persist(backends: &Backends, delivery: &Arc<dyn Delivery>, args: &PersistArgs) -> persist::Handle {
+    let config = persist::Config { lanes: args.lanes.max(1), ..persist::Config::default() };
+    let ports = persist::Ports {
+        log: Arc::clone(&backends.log),
+        store: Arc::clone(&backends.store),
+        delivery: Arc::clone(delivery),
+    };
+    persist::Worker::start(config, ports)
+}
+
+fn start_fanout(backends: &Backends, registry: &Arc<dyn Registry>, delivery: &Arc<dyn Delivery>) -> fanout::Handle {
+    let ports = fanout::Ports {
+        log: Arc::clone(&backends.log),
+        store: Arc::clone(&backends.store),
+        registry: Arc::clone(registry),
+        delivery: Arc::clone(delivery),
+        clock: Arc::clone(&backends.clock),
+    };
+    fanout::Worker::start(fanout::Config::default(), ports)
+}
+
+/// The REST services, with a key to sign tokens with.
+async fn make_api(backends: &Backends, registry: &Arc<dyn Registry>, address: String) -> Result<Arc<Api>, Problem> {
+    let endpoint = Endpoint { address, incarnation: Incarnation::new() };
+    let ports = roost_api::Ports {
+        log: Arc::clone(&backends.log),
+        store: Arc::clone(&backends.store),
+        registry: Arc::clone(registry),
+        clock: Arc::clone(&backends.clock),
+    };
+    let api = Api::new(roost_api::Config::new(endpoint), ports, probes(backends, Some(registry)));
+    compose::patiently("store", async || api.prepare().await, compose::store_is_away).await?;
+    Ok(api)
+}
+
+/// Health and readiness, for processes without REST.
+fn operations(backends: &Backends, registry: &Arc<dyn Registry>) -> Server {
+    Api::operations_server(&nobody(), probes(backends, Some(registry)))
+}
+
+async fn serve_health(
+    args: &HealthArgs,
+    backends: &Backends,
+    registry: Option<&Arc<dyn Registry>>,
+) -> Result<Option<tokio::task::JoinHandle<std::io::Result<()>>>, Problem> {
+    let Some(address) = args.health_listen else { return Ok(None) };
+    let server = Api::operations_server(&nobody(), probes(backends, registry));
+    let listener = listen(address).await?;
+    Ok(Some(tokio::spawn(async move { server.serve(listener).await })))
+}
+
+/// The limits of a server that takes no verdicts.
+fn nobody() -> roost_api::Config {
+    roost_api::Config::new(Endpoint { address: String::new(), incarnation: Incarnation::new() })
+}
+
+fn probes(backends: &Backends, registry: Option<&Arc<dyn Registry>>) -> Probes {
+    let (log, store) = (Arc::clone(&backends.log), Arc::clone(&backends.store));
+    let check_log: ReadinessCheck = Arc::new(move || {
+        let log = Arc::clone(&log);
+        async move { log.check().await.map_err(|error| error.to_string()) }.boxed()
+    });
+    let check_store: ReadinessCheck = Arc::new(move || {
+        let store = Arc::clone(&store);
+        async move { store.check().await.map_err(|error| error.to_string()) }.boxed()
+    });
+    let mut readiness = vec![("log", check_log), ("store", check_store)];
+    if let Some(registry) = registry {
+        let registry = Arc::clone(registry);
+        let check: ReadinessCheck = Arc::new(move || {
+            let registry = Arc::clone(&registry);
+            async move { registry.check().await.map_err(|error| error.to_string()) }.boxed()
+        });
+        readiness.push(("registry", check));
+    }
+    Probes { readiness, metrics: None }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, Problem> {
+    TcpListener::bind(address).await.map_err(|error| {
+        Problem::Setting(format!("cannot listen on {address}: {error}; is another process using the port?"))
+    })
+}
+
+/// Where deliveries come in. It is open before what takes them exists, because that needs to know the address.
+struct MeshDoor {
+    /// The address for workers.
+    address: String,
+    sink: Arc<LateSink>,
+    server: MeshServer,
+}
+
+impl MeshDoor {
+    async fn open(args: &MeshArgs, secret: &MeshSecretArgs) -> Result<Self, Problem> {
+        let config = compose::mesh_config(secret.mesh_secret_file.as_deref())?;
+        let sink = Arc::new(LateSink::default());
+        let server = MeshServer::bind(args.mesh_listen, sink.clone(), config)
+            .await
+            .map_err(|error| Problem::Setting(format!("mesh-listen: {error}")))?;
+        let address = args.mesh_advertise.clone().unwrap_or_else(|| format!("http://{}", server.local_addr()));
+        Ok(Self { address, sink, server })
+    }
+
+    fn lead_to(&self, sink: Arc<dyn DeliverySink>) {
+        // Set once, right after the start.
+        let _ = self.sink.0.set(sink);
+    }
+
+    async fn close(self) {
+        self.server.stop().await;
+    }
+}
+
+/// A sink that is given later. Until then it is nobody's incarnation.
+#[derive(Default)]
+struct LateSink(OnceLock<Arc<dyn DeliverySink>>);
+
+impl DeliverySink for LateSink {
+    fn incarnation(&self) -> Incarnation {
+        self.0.get().map_or(Incarnation(0), |sink| sink.incarnation())
+    }
+
+    fn deliver(&self, batch: DeliveryBatch) -> DeliveryFuture {
+        match self.0.get() {
+            Some(sink) => sink.deliver(batch),
+            None => std::future::ready(Err(DeliveryError::Gone)).boxed(),
+        }
+    }
+}
+
+/// Waits for SIGTERM or Ctrl-C.
+async fn stop_asked() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = match signal(SignalKind::terminate()) {
+        Ok(terminate) => terminate,
+        Err(error) => {
+            tracing::error!(%error, "SIGTERM cannot be heard; stopping only on Ctrl-C");
+            let _ = tokio::signal::ctrl_c().await;
+            return;
+        }
+    };
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
+        _ = tokio::signal::ctrl_c() => tracing::info!("Ctrl-C: stopping"),
+    }
+}
