@@ -197,7 +197,11 @@ struct CallPart {
 }
 
 const CLAIM_RETRY_MS: (u64, u64) = (100, 2_000);
-const FENCED_BACKOFF_MS: (u64, u64) = (500, 10_000);
+/// Another owner: time for the group to tell us that it is no longer us, before we take the partition back.
+const FENCED_MS: u64 = 1_000;
+/// The outcome of a commit is not known: nobody else is suspected.
+const UNCERTAIN_MS: u64 = 200;
+const CLAIM_AGAIN_MS_MAX: u64 = 10_000;
 /// Fences further apart than this are not in a row.
 const FENCES_TOGETHER_MS: u64 = 60_000;
 const FENCES_ALARM: u32 = 3;
@@ -274,7 +278,7 @@ impl Machine {
     }
 
     /// Claims a partition again after it was fenced, or after an error at or after the commit; all memory of it goes.
-    fn claim_again(&mut self, partition: u32, reason: &str, now_ms: u64) {
+    fn claim_again(&mut self, partition: u32, reason: &str, first_ms: u64, now_ms: u64) {
         let generation = self.number();
         let Some(found) = self.partitions.get_mut(&partition) else { return };
         if now_ms.saturating_sub(found.fenced_at) > FENCES_TOGETHER_MS {
@@ -283,7 +287,7 @@ impl Machine {
         found.fences += 1;
         found.fenced_at = now_ms;
         let fences = found.fences;
-        let wait = backoff_ms(fences, FENCED_BACKOFF_MS.0, FENCED_BACKOFF_MS.1);
+        let wait = backoff_ms(fences, first_ms, CLAIM_AGAIN_MS_MAX);
         found.reset(generation, Phase::Waiting(now_ms + wait));
         self.steps.push_back(Step::Consumer(ConsumerCommand::Stop { partition }));
         tracing::warn!(partition, reason, fences, "claiming again");

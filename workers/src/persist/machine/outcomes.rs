@@ -5,7 +5,7 @@ use roost_ports::store::{Applied, ApplyError, Incoming, Outcome, PartOutcome, Re
 
 use super::Busy;
 use super::lane::Flight;
-use super::{CLAIM_RETRY_MS, CallPart, ClaimFailure, Effect, Machine, Phase, STORE_RETRY_MS};
+use super::{CLAIM_RETRY_MS, CallPart, ClaimFailure, Effect, FENCED_MS, Machine, Phase, STORE_RETRY_MS, UNCERTAIN_MS};
 use crate::consume::{ConsumerCommand, Step, backoff_ms};
 use crate::persist::bisect::Suspicion;
 use crate::persist::notices::{self, Verdicts};
@@ -78,7 +78,7 @@ impl Machine {
         let missing = replayed.len() != records.len() || replayed.contains(&Replayed::Missing);
         if missing && !found.missed {
             // A Store that has lost commits since the claim has lost the rows with the position: ask it once more.
-            self.claim_again(partition, "a record below the next position has no row", now_ms);
+            self.claim_again(partition, "a record below the next position has no row", UNCERTAIN_MS, now_ms);
             if let Some(found) = self.partitions.get_mut(&partition) {
                 found.missed = true;
             }
@@ -148,7 +148,7 @@ impl Machine {
     fn claim_all_again(&mut self, flight: &Flight, reason: &str, now_ms: u64) {
         for &(partition, generation) in &flight.parts {
             if self.current(partition, generation).is_some() {
-                self.claim_again(partition, reason, now_ms);
+                self.claim_again(partition, reason, UNCERTAIN_MS, now_ms);
             }
         }
     }
@@ -164,7 +164,7 @@ impl Machine {
             let PartOutcome::Applied(outcomes) = outcome else {
                 self.evidence.fenced.add(1);
                 if self.current(partition, generation).is_some() {
-                    self.claim_again(partition, "another owner or another position", now_ms);
+                    self.claim_again(partition, "another owner or another position", FENCED_MS, now_ms);
                 }
                 continue;
             };
