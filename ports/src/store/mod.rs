@@ -66,7 +66,7 @@ pub trait Store: Send + Sync + 'static {
     // The numbering transaction.
 
     /// Takes a partition over: raises its owner_epoch, so that whoever held it before can commit nothing more, and
-    /// returns its progress.
+    /// returns its progress. `Refused` for a partition that was never migrated.
     async fn claim(&self, log_id: &str, partition: u32) -> Result<Claim, StoreError>;
 
     /// Applies a batch over several partitions in ONE transaction, in this order:
@@ -159,7 +159,7 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<(), StoreError>;
 
     /// Exchanges a refresh token, given by its hash, for a new one of the same device, atomically. A token used twice
-    /// revokes its whole family.
+    /// revokes its whole family: all tokens of its device. One that has ended is refused, used or not.
     async fn rotate_refresh_token(
         &self,
         old_hash: &[u8; 32],

@@ -4,6 +4,7 @@ mod accounts;
 mod apply;
 mod checkpoint;
 mod connection;
+mod cursor;
 mod numbered;
 mod reading;
 mod replay;

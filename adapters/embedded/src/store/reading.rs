@@ -1,6 +1,5 @@
 //! What users see: history, heads, conversations, members.
 
-use roost_ports::store::stored::Cursor;
 use roost_ports::store::{ConversationEntry, ConversationList, Member, MembersPage, StoreError};
 use roost_protocol::frames::{ConversationKind, Head, Heads, HistoryRange, Message, Page};
 use roost_protocol::limits::{HEADS_MAX, MEMBERS_MAX, PAGE_BYTES_MAX, PAGE_MESSAGES_MAX};
@@ -8,6 +7,7 @@ use roost_protocol::{ConversationId, Epoch, Seq, UserId};
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
+use super::cursor::Cursor;
 use super::numbered::{ConversationNumber, deliver_record, message_columns};
 use super::schema;
 
@@ -203,11 +203,12 @@ pub(super) fn members(
     };
     let limit = (limit as usize).clamp(1, MEMBERS_MAX);
     let mut select = connection.prepare_cached(
-        "SELECT user_id, from_seq, to_seq FROM members WHERE conversation = ?1 AND user_id > ?2
+        "SELECT user_id, from_seq, to_seq FROM members
+         WHERE conversation = ?1 AND user_id > ?2 AND (to_seq IS NULL OR to_seq >= ?4)
          ORDER BY user_id LIMIT ?3",
     )?;
     let after: &[u8] = after.as_ref().map_or(&[], |after| after.as_bytes());
-    let rows = select.query_map(params![number, after, limit + 1], |row| {
+    let rows = select.query_map(params![number, after, limit + 1, version], |row| {
         Ok(Member { user_id: UserId::from_bytes(row.get(0)?), from_seq: row.get(1)?, to_seq: row.get(2)? })
     })?;
     let mut members: Vec<Member> = rows.collect::<rusqlite::Result<_>>()?;

@@ -27,6 +27,19 @@ pub(super) enum WriteError {
 }
 
 impl WriteError {
+    /// The same error for another job of the transaction.
+    fn again(&self) -> Self {
+        let again = |error: &rusqlite::Error| {
+            let code = error.sqlite_error().copied().unwrap_or(ffi::Error::new(ffi::SQLITE_ERROR));
+            rusqlite::Error::SqliteFailure(code, Some(error.to_string()))
+        };
+        match self {
+            WriteError::NotCommitted(error) => WriteError::NotCommitted(again(error)),
+            WriteError::Uncertain(error) => WriteError::Uncertain(again(error)),
+            WriteError::Stopped => WriteError::Stopped,
+        }
+    }
+
     pub(super) fn into_store_error(self) -> StoreError {
         match self {
             WriteError::NotCommitted(error) | WriteError::Uncertain(error) => store_error(error),
@@ -164,33 +177,26 @@ fn write(connection: &Connection, mut queue: mpsc::Receiver<Box<dyn Job>>, check
 fn commit_together(connection: &Connection, group: &mut [Box<dyn Job>]) {
     match transaction(connection, group) {
         Ok(()) => group.iter_mut().for_each(|job| job.finish(Ok(()))),
-        Err(error) if group.len() == 1 => group[0].finish(Err(error)),
-        // The same error for all: there is one commit.
-        Err(WriteError::Uncertain(error)) => {
-            let text = error.to_string();
-            let failure = ffi::Error::new(ffi::SQLITE_IOERR);
-            for job in group {
-                job.finish(Err(WriteError::Uncertain(rusqlite::Error::SqliteFailure(failure, Some(text.clone())))));
-            }
-        }
-        Err(_) => {
-            for job in group {
-                let alone = std::slice::from_mut(job);
-                let result = transaction(connection, alone);
-                job.finish(result);
-            }
-        }
+        Err(Failure::Transaction(error)) => group.iter_mut().for_each(|job| job.finish(Err(error.again()))),
+        Err(Failure::Job(error)) if group.len() == 1 => group[0].finish(Err(error)),
+        Err(Failure::Job(_)) => group.chunks_mut(1).for_each(|alone| commit_together(connection, alone)),
     }
 }
 
-fn transaction(connection: &Connection, jobs: &mut [Box<dyn Job>]) -> Result<(), WriteError> {
+/// Whose failure it is.
+enum Failure {
+    /// One job's: the others may do better without it.
+    Job(WriteError),
+    /// That of BEGIN or COMMIT: everybody's.
+    Transaction(WriteError),
+}
+
+fn transaction(connection: &Connection, jobs: &mut [Box<dyn Job>]) -> Result<(), Failure> {
     let execute = |sql| connection.prepare_cached(sql).and_then(|mut statement| statement.execute([]));
-    execute("BEGIN IMMEDIATE").map_err(WriteError::NotCommitted)?;
-    let ran = jobs.iter_mut().try_for_each(|job| run(&mut **job, connection));
-    let result = match ran {
-        Ok(()) => execute("COMMIT").map(drop).map_err(commit_error),
-        Err(error) => Err(error),
-    };
+    execute("BEGIN IMMEDIATE").map_err(|error| Failure::Transaction(WriteError::NotCommitted(error)))?;
+    let ran = jobs.iter_mut().try_for_each(|job| run(&mut **job, connection)).map_err(Failure::Job);
+    let result =
+        ran.and_then(|()| execute("COMMIT").map(drop).map_err(|error| Failure::Transaction(commit_error(error))));
     if result.is_err() && !connection.is_autocommit() {
         // Where even that fails, the next BEGIN says so.
         if let Err(error) = execute("ROLLBACK") {
@@ -213,5 +219,118 @@ fn commit_error(error: rusqlite::Error) -> WriteError {
         // SQLite gave up before the commit's last page was in the write-ahead log.
         Some(ErrorCode::DatabaseBusy | ErrorCode::DiskFull) => WriteError::NotCommitted(error),
         _ => WriteError::Uncertain(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn writer() -> (tempfile::TempDir, Writer) {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let writer = Writer::open(&folder.path().join("store.db")).expect("a writer");
+        (folder, writer)
+    }
+
+    async fn values(writer: &Writer) -> Vec<i64> {
+        let select = |connection: &Connection| {
+            let mut select = connection.prepare("SELECT value FROM numbers ORDER BY value")?;
+            select.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<i64>>>()
+        };
+        writer.run(select).await.expect("the table is there")
+    }
+
+    fn insert(value: i64) -> impl FnMut(&Connection) -> rusqlite::Result<usize> + Send + 'static {
+        move |connection| connection.execute("INSERT INTO numbers VALUES (?1)", [value])
+    }
+
+    async fn with_table() -> (tempfile::TempDir, Writer) {
+        let (folder, writer) = writer();
+        let create = |connection: &Connection| connection.execute("CREATE TABLE numbers (value INTEGER UNIQUE)", []);
+        writer.run(create).await.expect("a table");
+        (folder, writer)
+    }
+
+    /// Keeps the writer busy until all the others stand in line, so that they share a transaction.
+    async fn together<T: Send + 'static>(writer: &Writer, jobs: Vec<impl Future<Output = T>>) -> Vec<T> {
+        let (go, wait) = std::sync::mpsc::sync_channel::<()>(0);
+        let mut wait = Some(wait);
+        let busy = writer.run(move |_| {
+            if let Some(wait) = wait.take() {
+                let _ = wait.recv();
+            }
+            Ok(())
+        });
+        let queued = async {
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            drop(go);
+        };
+        let (busy, done, ()) = tokio::join!(busy, futures::future::join_all(jobs), queued);
+        busy.expect("it only waits");
+        done
+    }
+
+    #[tokio::test]
+    async fn a_job_that_fails_does_not_fail_its_neighbours() {
+        let (_folder, writer) = with_table().await;
+        let jobs = [1, 2, 2, 3].map(|value| writer.run(insert(value))).into_iter().collect();
+        let results = together(&writer, jobs).await;
+        let failed: Vec<bool> = results.iter().map(Result::is_err).collect();
+        assert_eq!(failed, [false, false, true, false], "{results:?}");
+        let Err(error) = results.into_iter().nth(2).expect("four") else { unreachable!("seen above") };
+        assert!(matches!(error.into_apply_error(), ApplyError::Conflict(_)));
+        assert_eq!(values(&writer).await, [1, 2, 3]);
+    }
+
+    #[tokio::test]
+    async fn a_job_that_panics_does_not_take_the_writer_with_it() {
+        let (_folder, writer) = with_table().await;
+        let panicking = |connection: &Connection| {
+            connection.execute("INSERT INTO numbers VALUES (9)", [])?;
+            assert!(connection.is_autocommit(), "injected");
+            Ok(1)
+        };
+        assert!(matches!(writer.run(panicking).await, Err(WriteError::Stopped)));
+        writer.run(insert(1)).await.expect("the writer goes on");
+        assert_eq!(values(&writer).await, [1], "nothing of the panicked job stays");
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_is_an_outage_and_passes() {
+        let (_folder, writer) = with_table().await;
+        let limit = |pages: &'static str| {
+            writer.run(move |connection: &Connection| connection.pragma_update(None, "max_page_count", pages))
+        };
+        limit("1").await.expect("a limit");
+        let grow = || {
+            writer.run(|connection: &Connection| connection.execute("CREATE TABLE more AS SELECT zeroblob(100000)", []))
+        };
+        let error = grow().await.expect_err("there is no room");
+        assert!(matches!(error.into_apply_error(), ApplyError::Unavailable(_)));
+        writer.run(insert(1)).await.expect("what fits is written");
+        limit("1000000").await.expect("a limit");
+        grow().await.expect("there is room again");
+        assert_eq!(values(&writer).await, [1]);
+    }
+
+    #[tokio::test]
+    async fn the_write_ahead_log_is_begun_anew_while_commits_go_on() {
+        let (folder, writer) = with_table().await;
+        writer
+            .run(|connection: &Connection| connection.execute("CREATE TABLE blobs (value BLOB)", []))
+            .await
+            .expect("a table");
+        let mut written = 0;
+        while written < 240 << 20 {
+            let big = |connection: &Connection| connection.execute("INSERT INTO blobs VALUES (zeroblob(4000000))", []);
+            writer.run(big).await.expect("room");
+            // The same room again: the file stays small.
+            writer.run(|connection: &Connection| connection.execute("DELETE FROM blobs", [])).await.expect("room");
+            written += 4_000_000;
+        }
+        let log = std::fs::metadata(folder.path().join("store.db-wal")).expect("the log is there").len();
+        assert!(log < 160 << 20, "{log} bytes");
     }
 }
