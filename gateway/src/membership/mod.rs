@@ -85,7 +85,11 @@ impl Membership {
             tokio::select! {
                 biased;
                 () = shared.lease.lapse.notified() => {}
-                _ = renewal.tick() => self.keep_lease().await,
+                _ = renewal.tick() => {
+                    self.keep_lease().await;
+                    // Counted from the end: a Registry that never answers must not take all our time.
+                    renewal.reset();
+                }
                 Some(changes) = self.changes.recv() => self.take_changes(changes).await,
                 _ = catch_up.tick(), if self.has_to_catch_up() => self.catch_up().await,
             }
