@@ -97,8 +97,15 @@ fn with_settings(options: PgConnectOptions) -> PgConnectOptions {
             ("tcp_keepalives_idle", "5"),
             ("tcp_keepalives_interval", "2"),
             ("tcp_keepalives_count", "3"),
-            // Statements are prepared once and used for years: the plan for a handful of keys fits all sizes.
+            // Every statement is a look-up by keys that an index holds, prepared once: planning it anew each time costs
+            // more than running it, and a plan made while the tables were small must not be one that reads them whole.
+            ("plan_cache_mode", "force_generic_plan"),
+            ("enable_seqscan", "off"),
+            ("enable_hashjoin", "off"),
+            ("enable_mergejoin", "off"),
             ("jit", "off"),
+            // What is written into a statement as text is quoted by this rule.
+            ("standard_conforming_strings", "on"),
         ])
         // Parameters are never logged, but a slow statement is the server's to log, with its own settings.
         .disable_statement_logging()

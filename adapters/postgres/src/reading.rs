@@ -218,10 +218,11 @@ pub(crate) async fn conversations(
                     WHERE p.conversation_id = c.conversation_id AND p.user_id <> $1 LIMIT 1
                 ) END AS peer
          FROM members m JOIN conversations c USING (conversation_id)
-         WHERE m.user_id = $1 AND ($2::uuid IS NULL OR m.conversation_id > $2)
+         WHERE m.user_id = $1 AND m.conversation_id > $2
          ORDER BY m.conversation_id LIMIT $3",
     );
-    let query = query.bind(user.uuid()).bind(after.map(ConversationId::uuid)).bind(limit as i64 + 1);
+    // No id is nil.
+    let query = query.bind(user.uuid()).bind(after.map_or(Uuid::nil(), ConversationId::uuid)).bind(limit as i64 + 1);
     let mut rows = pool.rows(query).await?;
     let more = rows.len() > limit;
     rows.truncate(limit);
@@ -251,12 +252,12 @@ pub(crate) async fn members(
          FROM conversations c LEFT JOIN LATERAL (
              SELECT user_id, from_seq, to_seq FROM members
              WHERE conversation_id = c.conversation_id AND (to_seq IS NULL OR to_seq >= c.members_version)
-               AND ($2::uuid IS NULL OR user_id > $2)
+               AND user_id > $2
              ORDER BY user_id LIMIT $3
          ) m ON true
          WHERE c.conversation_id = $1 ORDER BY member",
     );
-    let query = query.bind(conversation.uuid()).bind(after.map(UserId::uuid)).bind(limit as i64 + 1);
+    let query = query.bind(conversation.uuid()).bind(after.map_or(Uuid::nil(), UserId::uuid)).bind(limit as i64 + 1);
     let mut rows = pool.rows(query).await?;
     let version = number(rows.first().ok_or(StoreError::NotFound)?, "members_version")?;
     let more = rows.len() > limit;

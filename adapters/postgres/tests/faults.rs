@@ -335,3 +335,31 @@ async fn an_address_where_nobody_answers_is_unavailable() {
     let silent = PostgresStore::connect_with(config).await.err();
     assert!(matches!(silent, Some(StoreError::Unavailable(_))), "{silent:?}");
 }
+
+/// Wherever the transaction stops: before COMMIT nothing of it is there, after it all of it.
+#[cfg(feature = "failpoints")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_step_may_be_the_last() {
+    let Some(database) = Database::new().await else { return };
+    let scenario = fail::FailScenario::setup();
+    let (lab, mut lane, users, group) = lab(&database).await;
+    let before = ["store-after-lock", "store-after-lookup", "store-after-insert", "store-before-commit"];
+    for (number, point) in before.into_iter().chain(["store-after-commit"]).enumerate() {
+        let body = format!("{number}");
+        let batch = batch(&lab, &lane, vec![send(users[0], group, &body)]);
+        fail::cfg(point, "1*return").expect("a fail point");
+        let answer = lab.store.apply(&batch).await;
+        let next = lab.claim(0).await.next;
+        if point == "store-after-commit" {
+            assert!(matches!(answer, Err(ApplyError::Uncertain(_))), "{point}: {answer:?}");
+            assert_eq!(next, batch.parts[0].records[0].next, "{point}");
+        } else {
+            assert!(matches!(answer, Err(ApplyError::Unavailable(_))), "{point}: {answer:?}");
+            assert_eq!(next, lane.claim.next, "{point}");
+        }
+        lane = lab.lane(0).await;
+    }
+    scenario.teardown();
+    lane.apply_one(send(users[0], group, "last")).await;
+    assert_eq!(bodies(&lab.store, users[0], group).await, ["", "4", "last"]);
+}
