@@ -9,7 +9,7 @@ mod roles;
 
 use std::process::ExitCode;
 
-use crate::cli::{Cli, Command, CommonArgs, LogFormat};
+use crate::cli::{Command, CommonArgs, LogFormat};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

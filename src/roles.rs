@@ -38,7 +38,7 @@ pub async fn serve(args: &ServeArgs) -> Result<(), Problem> {
     let server = api.server();
     let gateway = start_gateway(&args.gateway, &backends, &registry, String::new(), &server).await?;
     delivery.attach(gateway.sink());
-    println!("roost serve is ready: http://{}", gateway.local_addr());
+    println!("roost serve is ready: http://{}", gateway.address());
     stop_asked().await;
     let grace = Duration::from_millis(args.gateway.grace_ms);
     gateway.drain(grace).await;
@@ -56,7 +56,7 @@ pub async fn gateway(args: &GatewayRoleArgs) -> Result<(), Problem> {
     let server = operations(&backends, &registry);
     let gateway = start_gateway(&args.gateway, &backends, &registry, door.address.clone(), &server).await?;
     door.lead_to(gateway.sink());
-    println!("roost gateway is ready: http://{} (deliveries at {})", gateway.local_addr(), door.address);
+    println!("roost gateway is ready: http://{} (deliveries at {})", gateway.address(), door.address);
     stop_asked().await;
     let grace = Duration::from_millis(args.gateway.grace_ms);
     gateway.drain(grace).await;
