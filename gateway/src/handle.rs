@@ -89,6 +89,7 @@ impl Gateway {
             %address,
             shards = shared.config.shards,
             io = "portable",
+            asked = ?shared.config.io,
             connections_max = shared.admission.connections_max(),
             incarnation = %shared.lease.incarnation(),
             "the gateway listens"

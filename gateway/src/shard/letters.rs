@@ -7,8 +7,8 @@ use roost_ports::registry::SessionEntry;
 use roost_protocol::SessionId;
 use roost_session::machine::{Loss, Settled};
 
-use super::Shard;
 use super::drain::Drain;
+use super::{Shard, Tally};
 use crate::driver::Driver;
 use crate::mail::{Delivery, Encoded, Item, Listed, Mail, Recipients};
 use crate::slab::Key;
@@ -84,15 +84,25 @@ impl<D: Driver> Shard<D> {
                     self.for_recipients(to, |shard, key| shard.message(key, message));
                 }
                 Item::Heads { to, frames } => self.for_recipients(to, |shard, key| {
-                    shard.shared.metrics.heads_unsolicited.add(1);
+                    shard.tally.heads += 1;
                     shard.with_session(key, |session, context| {
                         session.deliver(frames[session.form() as usize].clone(), Loss::Never, context);
                     });
                 }),
             }
         }
+        self.give_tally();
         self.shared.mailboxes[self.index].release(delivery.bytes);
         drop(delivery.done);
+    }
+
+    fn give_tally(&mut self) {
+        let Tally { delivered, settled, suppressed, heads } = std::mem::take(&mut self.tally);
+        let metrics = &self.shared.metrics;
+        metrics.delivered.add(delivered);
+        metrics.settled.add(settled);
+        metrics.suppressed.add(suppressed);
+        metrics.heads_unsolicited.add(heads);
     }
 
     fn message(&mut self, key: Key, message: &Arc<Encoded>) {
@@ -114,10 +124,10 @@ impl<D: Driver> Shard<D> {
         });
         match told {
             Some(told) => {
-                self.shared.metrics.delivered.add(1);
-                self.shared.metrics.settled.add(u64::from(told));
+                self.tally.delivered += 1;
+                self.tally.settled += u64::from(told);
             }
-            None => self.shared.metrics.suppressed.add(1),
+            None => self.tally.suppressed += 1,
         }
     }
 
@@ -140,8 +150,8 @@ impl<D: Driver> Shard<D> {
             })
         });
         match told {
-            Some(true) => self.shared.metrics.settled.add(1),
-            _ => self.shared.metrics.suppressed.add(1),
+            Some(true) => self.tally.settled += 1,
+            _ => self.tally.suppressed += 1,
         }
     }
 
@@ -152,7 +162,7 @@ impl<D: Driver> Shard<D> {
                 for &session in sessions.iter().filter(|session| usize::from(session.shard()) == index) {
                     match self.key_of(session) {
                         Some(key) => call(self, key),
-                        None => self.shared.metrics.suppressed.add(1),
+                        None => self.tally.suppressed += 1,
                     }
                 }
             }

@@ -67,6 +67,16 @@ pub(crate) struct Shard<D> {
     next_shard: usize,
     drain: Option<Drain>,
     stopping: bool,
+    tally: Tally,
+}
+
+/// Counts of one delivery, given to the shared counters at once: one by one they would be the shards' only contention.
+#[derive(Default)]
+struct Tally {
+    delivered: u64,
+    settled: u64,
+    suppressed: u64,
+    heads: u64,
 }
 
 /// Whether the listener is served.
@@ -116,6 +126,7 @@ impl<D: Driver> Shard<D> {
             next_shard: 0,
             drain: None,
             stopping: false,
+            tally: Tally::default(),
             shared,
         }
     }

@@ -116,6 +116,14 @@ impl<D: Driver> Shard<D> {
         }
         if session.is_finished() {
             shared.metrics.count_ending(session.ending());
+            let ending = session.ending();
+            tracing::debug!(
+                shard = self.index,
+                slot = key.slot,
+                generation = key.generation,
+                ?ending,
+                "a connection ends"
+            );
             entry.leaving = true;
             self.driver.submit(Submission::Close { key });
             return self.leave(key);

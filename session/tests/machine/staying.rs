@@ -1,0 +1,148 @@
+//! Keep-alive, tokens, requests, queues and the closing handshake of a live session.
+
+use bytes::Bytes;
+use roost_protocol::frames::{ClientBody, Form, ServerBody};
+use roost_protocol::{CloseCode, DeviceId, ErrorCode};
+use roost_session::machine::{Ending, Identity, Loss};
+
+use crate::common::{CLOSE, FIN, PING, PONG, client_frame};
+use crate::harness::*;
+
+#[test]
+fn the_server_pings_an_idle_peer_and_closes_a_silent_one() {
+    let mut driven = Driven::live(Form::Json);
+    assert_eq!(driven.session.deadline(&driven.settings), Some(driven.now.steady_ms + 25_000));
+    driven.pass(25_000);
+    assert!(matches!(driven.frames()[..], [ref frame] if frame.body == ServerBody::Ping));
+    driven.pass(14_000);
+    driven.say(None, ClientBody::Pong);
+    driven.pass(1_000);
+    assert!(driven.frames().is_empty());
+    driven.pass(24_000);
+    assert_eq!(driven.frames().len(), 1);
+    driven.pass(15_000);
+    assert_eq!(driven.close_code(), Some(4001));
+}
+
+#[test]
+fn a_peer_that_only_talks_hears_something_too() {
+    let mut driven = Driven::live(Form::Json);
+    for _ in 0..5 {
+        driven.pass(5_000);
+        driven.say(None, ClientBody::Pong);
+    }
+    assert_eq!(driven.frames().len(), 1, "a ping, though the peer was never idle");
+}
+
+#[test]
+fn control_frames_are_answered_but_not_a_flood_of_them() {
+    for (opcode, answered) in [(PING, true), (PONG, false)] {
+        let mut driven = Driven::live(Form::Binary);
+        for _ in 0..20 {
+            driven.receive(&client_frame(FIN | opcode, [3; 4], b"hi"));
+        }
+        assert_eq!(driven.close_code(), None);
+        assert_eq!(driven.output.ends_with(b"\x8a\x02hi"), answered);
+        driven.pass(1_000);
+        driven.receive(&client_frame(FIN | opcode, [3; 4], b"hi"));
+        assert_eq!(driven.close_code(), None, "another second");
+        for _ in 0..20 {
+            driven.say(None, ClientBody::Ping);
+        }
+        assert_eq!(driven.close_code(), Some(1008));
+    }
+}
+
+#[test]
+fn the_token_ends_the_session_unless_it_is_refreshed() {
+    let later = Identity { user_id: USER, device_id: DEVICE, expires_at: WALL_MS + 1_800_000 };
+    let mut driven = Driven::live(Form::Json);
+    let refresh = || ClientBody::Refresh { token: "new".into() };
+    driven.say(Some(5), refresh());
+    driven.say(Some(6), refresh());
+    let foreign = Identity { device_id: DeviceId::from_bytes([8; 16]), ..later };
+    driven.call(|session, context, tell| session.authenticated(Ok(foreign), context, tell));
+    let codes: Vec<_> = driven
+        .frames()
+        .into_iter()
+        .map(|frame| match frame.body {
+            ServerBody::Error { code, fatal: false, .. } => (frame.id, code),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(codes, [(Some(6), ErrorCode::Busy), (Some(5), ErrorCode::DeviceMismatch)]);
+    driven.say(Some(7), refresh());
+    driven.call(|session, context, tell| session.authenticated(Ok(later), context, tell));
+    assert!(driven.frames().is_empty(), "a good token is answered with nothing");
+    for _ in 0..60 {
+        driven.pass(29_000);
+        driven.say(None, ClientBody::Pong);
+    }
+    assert_eq!(driven.close_code(), None);
+    for _ in 0..3 {
+        driven.pass(20_000);
+        driven.say(None, ClientBody::Pong);
+    }
+    assert_eq!(driven.close_code(), Some(4101));
+}
+
+#[test]
+fn requests_run_one_by_one_and_only_while_the_peer_reads() {
+    let mut driven = Driven::live(Form::Json);
+    for id in 0..10 {
+        driven.say(Some(id), ClientBody::Sync { since: None });
+    }
+    let codes: Vec<_> = driven.frames().into_iter().map(|frame| frame.id).collect();
+    assert_eq!(codes, [Some(8), Some(9)], "beyond the limit: busy");
+    for id in 0..8 {
+        assert_eq!(driven.session.poll_request(&driven.settings).unwrap().id, Some(id));
+        assert_eq!(driven.session.poll_request(&driven.settings), None);
+        driven.deliver(300_000, Loss::Never);
+        driven.call(|session, context, _| session.answer(Bytes::from_static(b"\x81\x00"), context));
+        assert_eq!(driven.session.poll_request(&driven.settings), None, "the queue is over its soft limit");
+        driven.write(usize::MAX);
+    }
+}
+
+#[test]
+fn a_full_queue_drops_what_may_be_lost_and_closes_on_what_may_not() {
+    let mut driven = Driven::live(Form::Binary);
+    driven.deliver(200_000, Loss::Allowed);
+    driven.deliver(100_000, Loss::Allowed);
+    assert_eq!(driven.session.queued_bytes(), 200_010);
+    // The driver has the first frame, and half of it is written.
+    let mut lent = Vec::new();
+    assert_eq!(driven.session.lend(1, usize::MAX, |frame| lent.push(frame)), 0);
+    for _ in 0..8 {
+        driven.deliver(100_000, Loss::Never);
+    }
+    assert!(driven.session.is_live());
+    driven.deliver(100_000, Loss::Never);
+    assert_eq!(driven.session.ending(), Some(Ending::Ours(CloseCode::Slow)));
+    assert!(driven.session.queued_bytes() < 200_100, "only what the driver has, and the close frame");
+    driven.call(|session, context, _| session.transmitted(100_000, context));
+    driven.output.extend_from_slice(&lent[0][..100_000]);
+    assert_eq!(driven.close_code(), Some(4000));
+    driven.receive(&client_frame(FIN | CLOSE, [1; 4], &4000u16.to_be_bytes()));
+    assert!(driven.session.is_finished());
+}
+
+#[test]
+fn both_sides_may_begin_the_close() {
+    let mut driven = Driven::live(Form::Json);
+    driven.receive(&client_frame(FIN | CLOSE, [1; 4], &1000u16.to_be_bytes()));
+    assert_eq!(driven.session.ending(), Some(Ending::Peers(Some(1000))));
+    assert!(!driven.session.is_finished(), "our answer is still to be written");
+    assert_eq!(driven.close_code(), Some(1000));
+    assert!(driven.session.is_finished());
+
+    let mut driven = Driven::live(Form::Json);
+    driven.call(|session, context, _| session.close(CloseCode::Drained, context));
+    assert_eq!(driven.close_code(), Some(4003));
+    driven.send(1, 0, 0);
+    driven.deliver(10, Loss::Never);
+    assert_eq!(driven.session.queued_bytes(), 0, "nothing comes after a close");
+    assert!(!driven.session.wants_shutdown(), "the peer is to close too");
+    driven.pass(2_000);
+    assert!(driven.session.is_finished(), "but is not waited for long");
+}
