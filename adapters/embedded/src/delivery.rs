@@ -1,0 +1,85 @@
+//! Delivery inside the process: batches go straight to the sink of the incarnation they are for.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::RwLock;
+use roost_ports::delivery::{
+    Delivery, DeliveryBatch, DeliveryError, DeliveryFuture, DeliverySink, OUTSTANDING_BYTES_MAX,
+};
+use roost_protocol::Incarnation;
+use roost_protocol::records::Endpoint;
+
+/// Delivery to the sinks of this process: its gateway and its api, each under its own incarnation.
+#[derive(Default)]
+pub struct LocalDelivery {
+    sinks: RwLock<HashMap<Incarnation, Attached>>,
+}
+
+#[derive(Clone)]
+struct Attached {
+    sink: Arc<dyn DeliverySink>,
+    outstanding_bytes: Arc<AtomicUsize>,
+}
+
+impl LocalDelivery {
+    /// Delivery to nobody yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Delivers to this sink from now on.
+    pub fn attach(&self, sink: Arc<dyn DeliverySink>) {
+        let incarnation = sink.incarnation();
+        let attached = Attached { sink, outstanding_bytes: Arc::new(AtomicUsize::new(0)) };
+        let before = self.sinks.write().insert(incarnation, attached);
+        assert!(before.is_none(), "incarnation {incarnation} is attached twice");
+    }
+
+    /// Delivers to that sink no more: it is `Gone` from now on. What it has taken goes on.
+    pub fn detach(&self, incarnation: Incarnation) {
+        self.sinks.write().remove(&incarnation);
+    }
+}
+
+impl Delivery for LocalDelivery {
+    fn send(&self, to: &Endpoint, batch: DeliveryBatch) -> DeliveryFuture {
+        let Some(attached) = self.sinks.read().get(&to.incarnation).cloned() else {
+            return refused(DeliveryError::Gone);
+        };
+        let Some(share) = Share::take(attached.outstanding_bytes, batch.bytes()) else {
+            return refused(DeliveryError::Busy);
+        };
+        // Here and not in the future: the call decides the order.
+        let delivered = attached.sink.deliver(batch);
+        Box::pin(async move {
+            let _share = share;
+            delivered.await
+        })
+    }
+}
+
+fn refused(error: DeliveryError) -> DeliveryFuture {
+    Box::pin(std::future::ready(Err(error)))
+}
+
+/// A batch's share of what may be outstanding, given back when its future ends.
+struct Share {
+    outstanding_bytes: Arc<AtomicUsize>,
+    bytes: usize,
+}
+
+impl Share {
+    fn take(outstanding_bytes: Arc<AtomicUsize>, bytes: usize) -> Option<Self> {
+        let fits = |outstanding: usize| outstanding.checked_add(bytes).filter(|sum| *sum <= OUTSTANDING_BYTES_MAX);
+        outstanding_bytes.try_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok()?;
+        Some(Self { outstanding_bytes, bytes })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.outstanding_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
