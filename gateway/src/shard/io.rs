@@ -7,7 +7,7 @@ use roost_protocol::SessionId;
 use roost_session::machine::Session;
 
 use super::entry::Entry;
-use super::{ACCEPT_FAILED_MS, ACCEPT_RETRY_MS, Accepting, Hearer, Shard, context};
+use super::{ACCEPT_FAILED_MS, ACCEPT_RETRY_MS, ACCEPT_WARN_MS, Accepting, Hearer, Shard, context};
 use crate::config::HandedOver;
 use crate::driver::{Completion, Driver, Submission};
 use crate::mail::Mail;
@@ -109,12 +109,12 @@ impl<D: Driver> Shard<D> {
 
     fn pause_accepting(&mut self, pause_ms: u64, problem: &str) {
         if self.accepting == Accepting::Yes {
-            tracing::warn!(
-                problem,
-                connections = self.shared.admission.connections(),
-                "accepting is paused; those who are connected stay"
-            );
             self.shared.metrics.accept_pauses.add(1);
+            if self.now.steady_ms >= self.accept_warns_ms {
+                self.accept_warns_ms = self.now.steady_ms + ACCEPT_WARN_MS;
+                let connections = self.shared.admission.connections();
+                tracing::warn!(problem, connections, "accepting is paused; those who are connected stay");
+            }
         }
         self.driver.submit(Submission::Accept(false));
         self.accepting = Accepting::PausedUntil(self.now.steady_ms + pause_ms);

@@ -33,6 +33,8 @@ const LEASE_CHECK_MS: u64 = 250;
 const ACCEPT_RETRY_MS: u64 = 50;
 /// Want of descriptors or memory does not pass at once.
 const ACCEPT_FAILED_MS: u64 = 500;
+/// A pause that goes on is said again this often.
+const ACCEPT_WARN_MS: u64 = 10_000;
 
 /// See the module.
 pub(crate) struct Shard<D> {
@@ -64,6 +66,7 @@ pub(crate) struct Shard<D> {
     pressed: bool,
     /// The accepting shard only.
     accepting: Accepting,
+    accept_warns_ms: u64,
     next_shard: usize,
     drain: Option<Drain>,
     stopping: bool,
@@ -123,6 +126,7 @@ impl<D: Driver> Shard<D> {
             queue_bytes: 0,
             pressed: false,
             accepting: if accepts { Accepting::Yes } else { Accepting::Never },
+            accept_warns_ms: 0,
             next_shard: 0,
             drain: None,
             stopping: false,
