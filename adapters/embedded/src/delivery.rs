@@ -1,6 +1,5 @@
 //! Delivery inside the process: batches go straight to the sink of the incarnation they are for.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -12,9 +11,11 @@ use roost_protocol::Incarnation;
 use roost_protocol::records::Endpoint;
 
 /// Delivery to the sinks of this process: its gateway and its api, each under its own incarnation.
+///
+/// A sink is asked for its incarnation at every batch, because a gateway begins a new one when it loses its lease.
 #[derive(Default)]
 pub struct LocalDelivery {
-    sinks: RwLock<HashMap<Incarnation, Attached>>,
+    sinks: RwLock<Vec<Attached>>,
 }
 
 #[derive(Clone)]
@@ -31,23 +32,21 @@ impl LocalDelivery {
 
     /// Delivers to this sink from now on.
     pub fn attach(&self, sink: Arc<dyn DeliverySink>) {
-        let incarnation = sink.incarnation();
-        let attached = Attached { sink, outstanding_bytes: Arc::new(AtomicUsize::new(0)) };
-        let before = self.sinks.write().insert(incarnation, attached);
-        assert!(before.is_none(), "incarnation {incarnation} is attached twice");
+        self.sinks.write().push(Attached { sink, outstanding_bytes: Arc::new(AtomicUsize::new(0)) });
     }
 
     /// Delivers to that sink no more: it is `Gone` from now on. What it has taken goes on.
     pub fn detach(&self, incarnation: Incarnation) {
-        self.sinks.write().remove(&incarnation);
+        self.sinks.write().retain(|attached| attached.sink.incarnation() != incarnation);
     }
 }
 
 impl Delivery for LocalDelivery {
     fn send(&self, to: &Endpoint, batch: DeliveryBatch) -> DeliveryFuture {
-        let Some(attached) = self.sinks.read().get(&to.incarnation).cloned() else {
-            return refused(DeliveryError::Gone);
-        };
+        let sinks = self.sinks.read();
+        let attached = sinks.iter().find(|attached| attached.sink.incarnation() == to.incarnation).cloned();
+        drop(sinks);
+        let Some(attached) = attached else { return refused(DeliveryError::Gone) };
         let Some(share) = Share::take(attached.outstanding_bytes, batch.bytes()) else {
             return refused(DeliveryError::Busy);
         };
@@ -81,5 +80,35 @@ impl Share {
 impl Drop for Share {
     fn drop(&mut self) {
         self.outstanding_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU64;
+
+    use super::*;
+
+    struct Renewed(AtomicU64);
+
+    impl DeliverySink for Renewed {
+        fn incarnation(&self) -> Incarnation {
+            Incarnation(self.0.load(Ordering::Relaxed))
+        }
+
+        fn deliver(&self, _: DeliveryBatch) -> DeliveryFuture {
+            Box::pin(std::future::ready(Ok(())))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_sink_that_begins_a_new_incarnation_is_found_under_it() {
+        let (delivery, sink) = (LocalDelivery::new(), Arc::new(Renewed(AtomicU64::new(1))));
+        delivery.attach(sink.clone());
+        let to = |incarnation| Endpoint { address: String::new(), incarnation: Incarnation(incarnation) };
+        assert_eq!(delivery.send(&to(1), DeliveryBatch::default()).await, Ok(()));
+        sink.0.store(2, Ordering::Relaxed);
+        assert_eq!(delivery.send(&to(1), DeliveryBatch::default()).await, Err(DeliveryError::Gone));
+        assert_eq!(delivery.send(&to(2), DeliveryBatch::default()).await, Ok(()));
     }
 }
