@@ -142,14 +142,16 @@ impl Run {
 
     fn at(&self, conversation: ConversationId, seq: Seq) -> Option<Identity> {
         let history = self.history.get(&conversation)?;
-        history.iter().find(|(at, _)| *at == seq).map(|&(_, message)| message)
+        // Where there is no hole it is at its place.
+        let guess = history.get((seq as usize).wrapping_sub(1)).filter(|(at, _)| *at == seq);
+        guess.or_else(|| history.iter().find(|(at, _)| *at == seq)).map(|&(_, message)| message)
     }
 
     fn acknowledged(&self) -> impl Iterator<Item = (ConversationId, UserId, ClientMsgId, Seq, u64)> + '_ {
         self.facts.iter().filter_map(|fact| match fact {
-            Fact::Ended {
-                conversation, sender, client_msg_id, outcome: SendOutcome::Ok { seq }, at_ns, ..
-            } => Some((*conversation, *sender, *client_msg_id, *seq, *at_ns)),
+            Fact::Ended { conversation, sender, client_msg_id, outcome: SendOutcome::Ok { seq }, at_ns, .. } => {
+                Some((*conversation, *sender, *client_msg_id, *seq, *at_ns))
+            }
             _ => None,
         })
     }
@@ -237,7 +239,8 @@ impl Run {
 
     fn one_message_one_number(&self, found: &mut Vec<Violation>) {
         let mut known: HashMap<(ConversationId, UserId, ClientMsgId), Seq> = HashMap::new();
-        let acknowledged = self.acknowledged().map(|(conversation, sender, id, seq, _)| (conversation, sender, id, seq));
+        let acknowledged =
+            self.acknowledged().map(|(conversation, sender, id, seq, _)| (conversation, sender, id, seq));
         let seen = self.sightings().map(|(conversation, seq, m)| (conversation, m.sender, m.client_msg_id, seq));
         for (conversation, sender, id, seq) in acknowledged.chain(seen) {
             let first = *known.entry((conversation, sender, id)).or_insert(seq);

@@ -1,7 +1,11 @@
 //! Roost in one of its two compositions, behind one interface, so that the same test bodies run on both.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use roost_embedded::store::SqliteStore;
+use roost_ports::Store;
+use roost_postgres::PostgresStore;
 use tempfile::TempDir;
 
 use crate::process::Process;
@@ -173,6 +177,27 @@ impl Cluster {
             String::from_utf8_lossy(&output.stderr)
         );
         printed
+    }
+
+    /// Runs a command of the program that is to be refused, and returns what it says about it.
+    pub async fn refused(&self, arguments: &[&str]) -> String {
+        let mut command = tokio::process::Command::new(crate::process::program());
+        let output = command.args(arguments).args(&self.settings).kill_on_drop(true).output();
+        let output = tokio::time::timeout(Duration::from_secs(60), output).await.expect("it ends").expect("it runs");
+        assert!(!output.status.success(), "roost {arguments:?} was not refused");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    /// The cluster's Store, for what no interface offers. Where it is embedded the process must have stopped.
+    pub async fn store(&self) -> Arc<dyn Store> {
+        let setting = |name: &str| self.settings.iter().skip_while(|flag| *flag != name).nth(1);
+        match setting("--store") {
+            Some(url) => Arc::new(PostgresStore::connect(url).await.expect("the store")),
+            None => {
+                let folder = std::path::Path::new(setting("--data").expect("a folder"));
+                Arc::new(SqliteStore::open(&folder.join("store.db")).expect("the store"))
+            }
+        }
     }
 
     /// Where clients connect: gateways in turn.

@@ -5,4 +5,6 @@ pub mod checker;
 pub mod cluster;
 pub mod people;
 pub mod process;
+pub mod raw;
+pub mod recorder;
 pub mod servers;

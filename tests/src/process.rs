@@ -77,7 +77,9 @@ impl Process {
         let ready = async {
             while let Some(line) = lines.next_line().await.expect("its output") {
                 if let Some((_, rest)) = line.split_once(" is ready") {
-                    return Some(rest.split_whitespace().find(|word| word.starts_with("http")).unwrap_or("").to_owned());
+                    return Some(
+                        rest.split_whitespace().find(|word| word.starts_with("http")).unwrap_or("").to_owned(),
+                    );
                 }
             }
             None
