@@ -2,8 +2,9 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
-use roost_ports::log::{AppendError, NewRecord, Topic};
+use roost_ports::log::{AppendError, NewRecord, Position, Topic};
 use roost_protocol::frames::Send;
 use roost_protocol::records::{Action, Endpoint, IngressRecord, Origin};
 use roost_protocol::{DeviceId, ErrorCode, SessionId, TimeMs, UserId, partition};
@@ -68,27 +69,37 @@ impl Ingress {
 
     /// Puts what has come in line. The *call* of `append` is what orders the records, so it is made here, on the
     /// shard's thread; only its outcome is waited for elsewhere.
-    pub(crate) fn flush(&mut self, shared: &Arc<Shared>, shard: usize) {
+    ///
+    /// Returns what was refused at once. That must be known before the shard reads on: a later send of the same
+    /// conversation would else be in the log before the refused one comes again.
+    pub(crate) fn flush(&mut self, shared: &Arc<Shared>, shard: usize) -> Vec<Failed> {
         if self.records.is_empty() {
-            return;
+            return Vec::new();
         }
         shared.metrics.sends.add(self.records.len() as u64);
         let owners = std::mem::take(&mut self.owners);
-        let appended = shared.ports.log.append(Topic::Ingress, std::mem::take(&mut self.records));
+        let mut appended = shared.ports.log.append(Topic::Ingress, std::mem::take(&mut self.records));
+        if let Poll::Ready(results) = appended.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            return failed(owners, results);
+        }
         let shared = Arc::clone(shared);
         let runtime = shared.runtime.clone();
         runtime.spawn(async move {
-            let results = appended.await;
-            let failed: Vec<_> = owners
-                .into_iter()
-                .zip(results)
-                .filter_map(|((key, request), result)| Some((key, request, code_of(&result.err()?))))
-                .collect();
+            let failed = failed(owners, appended.await);
             if !failed.is_empty() {
                 shared.mailboxes[shard].put(Mail::AppendFailed(failed));
             }
         });
+        Vec::new()
     }
+}
+
+/// A send that the log did not take, or did not say so: whose, its number, and why.
+pub(crate) type Failed = (Key, u32, ErrorCode);
+
+fn failed(owners: Vec<(Key, u32)>, results: Vec<Result<Position, AppendError>>) -> Vec<Failed> {
+    let both = owners.into_iter().zip(results);
+    both.filter_map(|((key, request), result)| Some((key, request, code_of(&result.err()?)))).collect()
 }
 
 fn code_of(error: &AppendError) -> ErrorCode {

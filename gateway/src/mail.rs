@@ -7,10 +7,11 @@ use bytes::Bytes;
 use roost_ports::delivery::Verdict;
 use roost_ports::registry::SessionEntry;
 use roost_protocol::frames::{Form, Message};
-use roost_protocol::{ErrorCode, Incarnation, SessionId, UserId};
+use roost_protocol::{Incarnation, SessionId, UserId};
 use roost_session::machine::{Identity, Refusal, Settled, encode_message};
 use tokio::sync::oneshot;
 
+use crate::ingress::Failed;
 use crate::slab::Key;
 
 /// A letter to a shard.
@@ -26,7 +27,7 @@ pub(crate) enum Mail {
     /// A sync or history was answered.
     Answer { key: Key, frame: Bytes, settled: Vec<Settled> },
     /// The log did not take these.
-    AppendFailed(Vec<(Key, u32, ErrorCode)>),
+    AppendFailed(Vec<Failed>),
     /// Unsolicited heads for one session.
     Heads { session: SessionId, frame: Bytes },
     /// List live sessions, from this slot on.

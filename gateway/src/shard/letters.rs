@@ -10,6 +10,7 @@ use roost_session::machine::{Loss, Settled};
 use super::drain::Drain;
 use super::{Shard, Tally};
 use crate::driver::Driver;
+use crate::ingress::Failed;
 use crate::mail::{Delivery, Encoded, Item, Listed, Mail, Recipients};
 use crate::slab::Key;
 
@@ -42,11 +43,7 @@ impl<D: Driver> Shard<D> {
                 });
                 self.shared.metrics.settled.add(told.unwrap_or(0) as u64);
             }
-            Mail::AppendFailed(sends) => {
-                for (key, request, code) in sends {
-                    self.with_session(key, |session, context| session.send_failed(request, code, context));
-                }
-            }
+            Mail::AppendFailed(failed) => self.sends_failed(failed),
             Mail::Heads { session, frame } => {
                 if let Some(key) = self.key_of(session) {
                     self.shared.metrics.heads_unsolicited.add(1);
@@ -61,6 +58,12 @@ impl<D: Driver> Shard<D> {
             Mail::Reload => self.for_all(|session, context| session.reload("the store has another history", context)),
             Mail::Drain { grace_ms } => self.drain = Some(Drain::new(self.now.steady_ms, grace_ms)),
             Mail::Stop => self.stopping = true,
+        }
+    }
+
+    pub(super) fn sends_failed(&mut self, failed: Vec<Failed>) {
+        for (key, request, code) in failed {
+            self.with_session(key, |session, context| session.send_failed(request, code, context));
         }
     }
 

@@ -158,12 +158,13 @@ impl<D: Driver> Shard<D> {
         self.take_completions();
         self.wake_due();
         self.step_drain();
+        let shared = Arc::clone(&self.shared);
+        let refused = self.ingress.flush(&shared, self.index);
+        self.sends_failed(refused);
         while !self.wants.is_empty() || !self.touched.is_empty() {
             self.serve_wants();
             self.settle_touched();
         }
-        let shared = Arc::clone(&self.shared);
-        self.ingress.flush(&shared, self.index);
         self.tell_membership();
         self.decide_accepting();
     }
