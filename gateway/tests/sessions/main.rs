@@ -3,6 +3,7 @@
 mod client;
 mod fastwebsockets;
 mod hostile;
+mod keys;
 mod life;
 mod messages;
 mod overload;

@@ -63,6 +63,8 @@ pub struct World {
     pub registry_life: AtomicU64,
     pub writes: AtomicU64,
     pub completes: AtomicU64,
+    pub keys: Mutex<Vec<SigningKey>>,
+    pub key_loads: AtomicU64,
     pub acquired: Mutex<Vec<Incarnation>>,
     /// Records as they came.
     pub appended: Mutex<Vec<(u32, IngressRecord<'static>)>>,
@@ -97,6 +99,8 @@ impl World {
             registry_life: AtomicU64::new(1),
             writes: AtomicU64::new(0),
             completes: AtomicU64::new(0),
+            keys: Mutex::default(),
+            key_loads: AtomicU64::new(0),
             acquired: Mutex::default(),
             appended: Mutex::default(),
             sink: Mutex::new(None),
@@ -497,7 +501,9 @@ impl Store for World {
         unimplemented()
     }
     async fn signing_keys(&self) -> Result<Vec<SigningKey>, StoreError> {
-        unimplemented()
+        self.key_loads.fetch_add(1, Ordering::Relaxed);
+        self.store()?;
+        Ok(self.keys.lock().clone())
     }
     async fn add_signing_key(&self, _: &SigningKey, _: TimeMs, _: TimeMs) -> Result<(), StoreError> {
         unimplemented()
