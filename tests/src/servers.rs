@@ -63,6 +63,21 @@ impl Manifest {
         command.current_dir("/")
     }
 
+    /// Writes a whole database into a file.
+    pub async fn dump(&self, url: &str, file: &Path) {
+        let output = Command::new(self.pg_bin.join("pg_dump")).args(["-d", url, "-f"]).arg(file).output().await;
+        let output = output.expect("pg_dump");
+        assert!(output.status.success(), "pg_dump: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Reads a file of [`dump`](Self::dump) into an empty database.
+    pub async fn restore(&self, url: &str, file: &Path) {
+        let mut psql = Command::new(self.pg_bin.join("psql"));
+        psql.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-o", "/dev/null", "-d", url, "-f"]).arg(file);
+        let output = psql.output().await.expect("psql");
+        assert!(output.status.success(), "psql: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
     /// Runs SQL with psql; for what no port offers, such as making a database.
     pub async fn sql(&self, url: &str, statement: &str) -> String {
         let output = Command::new(self.pg_bin.join("psql"))
