@@ -385,9 +385,8 @@ impl Recording {
         for (&conversation, room) in &rooms {
             run.members.insert(conversation, room.members.iter().map(Account::user).collect());
             let rows = self.history(&room.members[0], conversation).await;
-            run.history.insert(conversation, rows.iter().map(|page| (page.0, page.1)).collect());
+            run.history.insert(conversation, rows);
         }
-        self.note_creations(&rooms, &run);
         self.quiet(&run).await;
         for session in self.sessions.lock().iter() {
             let online_at_end = !*session.left.lock();
@@ -402,14 +401,18 @@ impl Recording {
         (run, evidence)
     }
 
-    /// A conversation's first number is its creation, by its first member or, of a direct one, by either.
-    fn note_creations(&self, rooms: &BTreeMap<ConversationId, Room>, run: &Run) {
-        for (&conversation, rows) in &run.history {
-            if let Some(&(1, message)) = rows.first()
-                && rooms[&conversation].members.iter().any(|member| member.user() == message.sender)
-                && message.digest == of_content("application/octet-stream", b"")
-            {
-                self.recorder.created(self.number(), conversation, message);
+    /// Many messages at once, from everybody and to everywhere, so that a crash right after it meets them in flight.
+    pub async fn burst(&self, each: usize) {
+        let rooms = self.conversations.lock().clone();
+        let sessions = self.sessions.lock().clone();
+        for session in sessions.iter().filter(|session| !*session.left.lock()) {
+            let user = session.account.user();
+            let mine = rooms.iter().filter(|(_, room)| room.members.iter().any(|member| member.user() == user));
+            let mine: Vec<ConversationId> = mine.filter(|(_, room)| !room.hushed).map(|(&id, _)| id).collect();
+            for number in 0..each {
+                if let Some(conversation) = mine.get(number % mine.len().max(1)) {
+                    session.say(*conversation, &format!("burst {number}")).await;
+                }
             }
         }
     }
@@ -441,7 +444,12 @@ impl Recording {
                 self.rest.history(reader.token(), conversation, HistoryRange::After(after), None).await
             })
             .await;
-            rows.extend(page.messages.iter().map(|message| (message.seq, identity(message))));
+            for message in &page.messages {
+                rows.push((message.seq, identity(message)));
+                if message.event.is_some() && message.seq == 1 {
+                    self.recorder.created(u32::MAX, conversation, identity(message));
+                }
+            }
             if !page.more {
                 return rows;
             }

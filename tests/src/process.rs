@@ -65,14 +65,7 @@ impl Process {
 
     /// Starts it again with the same arguments, and a fail point where one is given (`name=action`).
     pub async fn restart(&mut self, fail_point: Option<&str>) {
-        assert!(self.child.is_none(), "{} runs already", self.name);
-        let log = std::fs::File::options().create(true).append(true).open(&self.log).expect("a log file");
-        let mut command = Command::new(program());
-        command.args(&self.arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).kill_on_drop(true);
-        if let Some(fail_point) = fail_point {
-            command.env("FAILPOINTS", fail_point);
-        }
-        let mut child = command.spawn().expect("the program");
+        let mut child = self.spawn(fail_point);
         let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
         let ready = async {
             while let Some(line) = lines.next_line().await.expect("its output") {
@@ -93,6 +86,25 @@ impl Process {
         // Its output goes on; nobody reads it, and it must not block.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         self.child = Some(child);
+    }
+
+    /// Starts it to crash at a fail point, which may be before it is ready.
+    pub async fn start_to_crash(&mut self, fail_point: &str) {
+        let mut child = self.spawn(Some(fail_point));
+        let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        self.child = Some(child);
+    }
+
+    fn spawn(&self, fail_point: Option<&str>) -> Child {
+        assert!(self.child.is_none(), "{} runs already", self.name);
+        let log = std::fs::File::options().create(true).append(true).open(&self.log).expect("a log file");
+        let mut command = Command::new(program());
+        command.args(&self.arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).kill_on_drop(true);
+        if let Some(fail_point) = fail_point {
+            command.env("FAILPOINTS", fail_point);
+        }
+        command.spawn().expect("the program")
     }
 
     /// Where it is reached.
@@ -131,11 +143,11 @@ impl Process {
     /// Waits until it has ended by itself, as a fail point makes it.
     pub async fn crashed(&mut self, within: Duration) -> bool {
         let child = self.child.as_mut().expect("it runs");
-        let ended = tokio::time::timeout(within, child.wait()).await.is_ok();
-        if ended {
-            self.child = None;
-        }
-        ended
+        let Ok(status) = tokio::time::timeout(within, child.wait()).await else { return false };
+        self.child = None;
+        let signal = std::os::unix::process::ExitStatusExt::signal(&status.expect("wait"));
+        assert_eq!(signal, Some(libc::SIGABRT), "{} ended otherwise:\n{}", self.name, self.log_tail());
+        true
     }
 
     /// What it has logged so far.

@@ -91,6 +91,7 @@ struct State {
     rejected: HashSet<(UserId, ClientMsgId)>,
     sessions: HashMap<u32, Session>,
     shown: HashMap<(u32, ConversationId), Seq>,
+    created: HashSet<ConversationId>,
     problems: Vec<String>,
     evidence: Evidence,
 }
@@ -153,9 +154,12 @@ impl Recorder {
         state.evidence.begun += 1;
     }
 
-    /// A conversation was created before anything was said in it.
+    /// A conversation was created before anything was said in it. Only the first word on it counts.
     pub fn created(&self, session: u32, conversation: ConversationId, message: Identity) {
-        self.state.lock().facts.push(Fact::Begun { session, conversation, message, at_ns: 0 });
+        let mut state = self.state.lock();
+        if state.created.insert(conversation) {
+            state.facts.push(Fact::Begun { session, conversation, message, at_ns: 0 });
+        }
     }
 
     /// What became of a send that no observed session made (by REST, or by a raw client).

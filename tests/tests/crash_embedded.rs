@@ -22,6 +22,8 @@ async fn the_process_is_killed_in_mid_stream_again_and_again_and_nothing_is_lost
         tokio::time::sleep(Duration::from_millis(700 + 130 * round)).await;
         // What was said there last, just before the crash, has nothing after it.
         run.hush(conversations.pop().expect("as many conversations as rounds"));
+        run.burst(20).await;
+        tokio::time::sleep(Duration::from_millis(3 * round)).await;
         cluster.gateways[0].kill().await;
         tokio::time::sleep(Duration::from_millis(200)).await;
         cluster.gateways[0].restart(None).await;

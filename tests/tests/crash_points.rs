@@ -1,0 +1,85 @@
+//! A crash between every two steps of numbering: the process really ends there, and I1 to I9 hold.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use roost_tests::cluster::{Cluster, Composition, Size};
+use roost_tests::people::{Account, LIVENESS, Recording, register, seed};
+use roost_tests::process::Process;
+use roost_tests::servers::available;
+use roost_workers::persist::fail_points;
+
+/// Steps inside the embedded Store's and log's own transactions.
+const EMBEDDED: [&str; 7] = [
+    "store-after-lock",
+    "store-after-lookup",
+    "store-after-insert",
+    "store-before-commit",
+    "store-after-commit",
+    "log-before-commit",
+    "log-after-commit",
+];
+
+/// How often a step is passed before the crash: those of a start come only then, the others in mid-stream.
+fn action(point: &str) -> String {
+    let passed = match point {
+        "persist-before-claim" | "persist-after-claim" => 1,
+        "persist-before-replay-lookup" | "persist-after-replay-lookup" => 0,
+        _ => 40,
+    };
+    format!("{point}={passed}*off->return")
+}
+
+async fn talkers(cluster: &Cluster, people: &[Account]) -> Arc<Recording> {
+    let run = Recording::start(cluster);
+    run.join_all(people).await;
+    for members in people.windows(2) {
+        run.group(members).await;
+    }
+    run
+}
+
+/// Arms the point in a process that is down, and waits until the process has crashed there.
+async fn crash_at(process: &mut Process, point: &str) {
+    process.start_to_crash(&action(point)).await;
+    assert!(process.crashed(LIVENESS).await, "inconclusive: {point} was never reached");
+}
+
+#[tokio::test]
+async fn embedded() {
+    let mut cluster = Cluster::start(Composition::Embedded, Size::ONE).await;
+    let people = register(&cluster, 4).await;
+    for point in fail_points::ALL.into_iter().chain(EMBEDDED) {
+        let run = talkers(&cluster, &people).await;
+        let talk = run.talk(seed(), 150);
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        run.burst(10).await;
+        let process = &mut cluster.gateways[0];
+        process.kill().await;
+        crash_at(process, point).await;
+        process.restart(None).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        talk.stop().await;
+        run.prove(point).await;
+    }
+}
+
+#[tokio::test]
+async fn two_workers_with_two_lanes_each() {
+    if !available("crash_points::two_workers_with_two_lanes_each") {
+        return;
+    }
+    let mut cluster = Cluster::start(Composition::Distributed, Size { gateways: 1, persist: 2, fanout: 1 }).await;
+    let people = register(&cluster, 6).await;
+    for (round, point) in fail_points::ALL.into_iter().enumerate() {
+        let run = talkers(&cluster, &people).await;
+        let talk = run.talk(seed(), 150);
+        let worker = &mut cluster.persist[round % 2];
+        worker.kill().await;
+        crash_at(worker, point).await;
+        worker.restart(None).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        talk.stop().await;
+        run.prove(point).await;
+    }
+}
