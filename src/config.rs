@@ -41,8 +41,7 @@ pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, Config
     let Some(path) = matches.get_one::<PathBuf>("config").cloned().or_else(|| subcommand_config(&matches)) else {
         return Ok(Cli::from_arg_matches(&matches)?);
     };
-    let text =
-        std::fs::read_to_string(&path).map_err(|error| ConfigError::Unreadable { path: path.clone(), error })?;
+    let text = std::fs::read_to_string(&path).map_err(|error| ConfigError::Unreadable { path: path.clone(), error })?;
     let refused = |reason: String| ConfigError::Refused { path: path.clone(), reason };
     let settings: toml::Table = text.parse().map_err(|error: toml::de::Error| refused(error.to_string()))?;
     let name = matches.subcommand_name().expect("a command is required").to_owned();
@@ -84,8 +83,8 @@ fn with_defaults(mut command: clap::Command, name: &str, settings: &toml::Table)
         if in_common {
             command = command.mut_arg(&id, |argument| argument.default_value(value.clone()));
         } else if commands.iter().any(|sub| sub == name) {
-            command = command
-                .mut_subcommand(name, |sub| sub.mut_arg(&id, |argument| argument.default_value(value.clone())));
+            command =
+                command.mut_subcommand(name, |sub| sub.mut_arg(&id, |argument| argument.default_value(value.clone())));
         }
     }
     Ok(command)

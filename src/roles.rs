@@ -129,8 +129,7 @@ async fn start_gateway(
     let (sender, handed_over) = mpsc::channel(HANDED_OVER_MAX);
     tokio::spawn(serve_handed_over(handed_over, http.clone()));
     let names = roost_api::Config::new(Endpoint { address: String::new(), incarnation: Incarnation::new() });
-    let keys =
-        StoreKeys::new(Arc::clone(&backends.store), Arc::clone(&backends.clock), &names.issuer, &names.audience);
+    let keys = StoreKeys::new(Arc::clone(&backends.store), Arc::clone(&backends.clock), &names.issuer, &names.audience);
     let mut config = roost_gateway::Config::new(args.listen);
     if args.shards > 0 {
         config.shards = args.shards;
@@ -156,9 +155,7 @@ async fn serve_handed_over(mut connections: mpsc::Receiver<HandedOver>, server: 
         let server = server.clone();
         match TcpStream::from_std(connection.stream) {
             Ok(stream) => {
-                tokio::spawn(
-                    async move { server.serve_connection(stream, connection.head, connection.peer).await },
-                );
+                tokio::spawn(async move { server.serve_connection(stream, connection.head, connection.peer).await });
             }
             Err(error) => tracing::warn!(%error, "a plain HTTP connection could not be taken over"),
         }

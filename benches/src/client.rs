@@ -4,8 +4,8 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use fastwebsockets::{Frame, OpCode, Payload, Role, WebSocket, WebSocketRead, WebSocketWrite};
-use roost_protocol::frames::{ClientBody, ClientFrame, ServerBody, ServerFrame};
 use roost_protocol::Form;
+use roost_protocol::frames::{ClientBody, ClientFrame, ServerBody, ServerFrame};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 

@@ -12,7 +12,9 @@ pub fn micros_of_trees(roots: &[u32]) -> u64 {
     // A parent may come after its child in the listing: go round until nothing is added.
     loop {
         let before = wanted.len();
-        wanted.extend(processes.iter().filter(|(_, p)| wanted.contains(&p.parent)).map(|(&id, _)| id).collect::<Vec<_>>());
+        wanted.extend(
+            processes.iter().filter(|(_, p)| wanted.contains(&p.parent)).map(|(&id, _)| id).collect::<Vec<_>>(),
+        );
         if wanted.len() == before {
             break;
         }

@@ -97,9 +97,7 @@ impl Installation {
 
     async fn start_roles(&mut self, settings: &[String]) -> Result<()> {
         let registry = ["--registry".to_owned(), variable("ROOST_TEST_REDIS")?];
-        let role = |name: &str, more: &[String]| -> Vec<String> {
-            [&[name.to_owned()], settings, more].concat()
-        };
+        let role = |name: &str, more: &[String]| -> Vec<String> { [&[name.to_owned()], settings, more].concat() };
         self.role(&role("persist", &[])).await?;
         self.role(&role("fanout", &registry)).await?;
         let listen = ["--listen".to_owned(), "127.0.0.1:0".into()];
@@ -173,8 +171,7 @@ async fn conversations(store: &dyn Store, users: Vec<User>) -> Result<Vec<Pair>>
         records.push(creation(conversation, [two[0].user_id, two[1].user_id], number as u64));
         pairs.push(Pair { users: [two[0].clone(), two[1].clone()], conversation });
     }
-    let part =
-        PartBatch { partition: 0, epoch: claim.epoch, from: claim.next, published: claim.published, records };
+    let part = PartBatch { partition: 0, epoch: claim.epoch, from: claim.next, published: claim.published, records };
     let applied = store.apply(&ApplyBatch { log_id, parts: vec![part] }).await?;
     match applied.parts.as_slice() {
         [PartOutcome::Applied(_)] => Ok(pairs),

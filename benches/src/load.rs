@@ -139,7 +139,7 @@ impl Sessions {
         let sent = self.shared.sent.lock().await;
         Ok(Outcome {
             sent: histogram(&sent)?,
-            received: histogram(&*self.shared.received.lock().await)?,
+            received: histogram(&self.shared.received.lock().await)?,
             due,
             unanswered: due.saturating_sub(sent.len() as u64),
             retries: self.shared.retries.load(Ordering::Relaxed),

@@ -109,6 +109,9 @@ pub struct Run {
     pub history: HashMap<ConversationId, Vec<(Seq, Identity)>>,
 }
 
+/// What one session did in one conversation: when, as which fact, with which number.
+type Lines = BTreeMap<(u32, ConversationId), Vec<(u64, usize, Seq)>>;
+
 /// A broken invariant.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Violation {
@@ -252,7 +255,7 @@ impl Run {
     }
 
     fn shown_in_order(&self, found: &mut Vec<Violation>) {
-        let mut shown: BTreeMap<(u32, ConversationId), Vec<(u64, usize, Seq)>> = BTreeMap::new();
+        let mut shown: Lines = BTreeMap::new();
         for (index, fact) in self.facts.iter().enumerate() {
             if let Fact::Shown { session, conversation, seq, at_ns, .. } = fact {
                 shown.entry((*session, *conversation)).or_default().push((*at_ns, index, *seq));
@@ -338,7 +341,7 @@ impl Run {
             .iter()
             .flat_map(|(&conversation, rows)| rows.iter().map(move |&(seq, message)| ((conversation, message), seq)))
             .collect();
-        let mut lines: BTreeMap<(u32, ConversationId), Vec<(u64, usize, Seq)>> = BTreeMap::new();
+        let mut lines: Lines = BTreeMap::new();
         for (index, (session, conversation, message, at)) in self.begun().enumerate() {
             if let Some(&seq) = numbers.get(&(conversation, message)) {
                 lines.entry((session, conversation)).or_default().push((at, index, seq));
