@@ -106,8 +106,9 @@ impl Writer {
         let Work { appends, records, bytes, maintain, sweeps, last } = work;
         if !appends.is_empty() || maintain {
             let outcome = self.recover().and_then(|()| self.transaction(&appends, maintain, last));
-            self.settle(appends, outcome);
+            // First room, then answers: whoever has its answer may append again at once.
             self.shared.queue.done(records, bytes);
+            self.settle(appends, outcome);
         }
         if !sweeps.is_empty() {
             self.sweep();
