@@ -31,7 +31,7 @@ pub(crate) struct NewMessage {
     #[serde(deserialize_with = "extract::id")]
     #[schema(value_type = uuid::Uuid)]
     conversation_id: ConversationId,
-    /// What the body is; by default `text/plain; charset=utf-8` for text, else `application/octet-stream`.
+    /// What the body is; by default `text/plain` for text, else `application/octet-stream`.
     #[serde(default)]
     content_type: Option<String>,
     /// The body as text.
@@ -104,7 +104,7 @@ pub(crate) async fn send(
 
 fn message(given: NewMessage) -> Result<Send<'static>, Problem> {
     let (body, default) = match (given.text, given.body_base64) {
-        (Some(text), None) => (text.into_bytes(), "text/plain; charset=utf-8"),
+        (Some(text), None) => (text.into_bytes(), "text/plain"),
         (None, Some(encoded)) => {
             let decoded = STANDARD.decode(encoded);
             let body = decoded.map_err(|_| Problem::field("body_base64: standard base64 with padding"))?;
