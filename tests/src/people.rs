@@ -10,7 +10,8 @@ use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use roost_client::{
-    Client, Config, Credentials, Event, Events, Observer, Rest, RestError, SavedState, SendHandle, Tokens,
+    BackoffConfig, Client, Config, Credentials, Event, Events, Observer, Rest, RestError, SavedState, SendHandle,
+    Tokens,
 };
 use roost_protocol::digest::of_content;
 use roost_protocol::frames::{HistoryRange, Page};
@@ -186,9 +187,9 @@ impl Session {
     }
 
     /// Leaves the run: it is not online at its end.
-    pub async fn leave(&self) {
+    pub async fn leave(&self) -> SavedState {
         *self.left.lock() = true;
-        let _ = self.client.stop().await;
+        self.client.stop().await.expect("it has not left before")
     }
 
     /// How far it has shown a conversation.
@@ -233,18 +234,24 @@ impl Recording {
 
     /// A user connects: to the gateways in turn, with the two forms of frames in turn.
     pub async fn join(&self, account: &Account) -> Arc<Session> {
-        self.join_with(account, SavedState::default()).await
+        self.join_as(self.number(), account, SavedState::default()).await
     }
 
-    /// A user connects again, from where an earlier client has stopped.
-    pub async fn join_with(&self, account: &Account, state: SavedState) -> Arc<Session> {
-        let number = self.number();
+    /// The session of a device that has left is continued by a new client, from where the old one was.
+    pub async fn resume(&self, earlier: &Session, state: SavedState) -> Arc<Session> {
+        self.join_as(earlier.number, &earlier.account, state).await
+    }
+
+    async fn join_as(&self, number: u32, account: &Account, state: SavedState) -> Arc<Session> {
         let form = Form::ALL[(number as usize / self.gateways.len()) % 2];
         let watcher = Watcher { session: number, user: account.user(), recorder: self.recorder.clone() };
         let base_url = self.gateways[number as usize % self.gateways.len()].clone();
         let credentials = Credentials::AccessToken(account.token().to_owned());
         let observer: Option<Arc<dyn Observer>> = Some(Arc::new(watcher));
-        let config = Config { form, observer, state, ..Config::new(base_url, credentials) };
+        // Few clients and short faults: they need not be as patient as a million.
+        let most = Duration::from_secs(1);
+        let backoff = BackoffConfig { first: Duration::from_millis(200), most, ..BackoffConfig::default() };
+        let config = Config { form, observer, state, backoff, ..Config::new(base_url, credentials) };
         let (client, events) = Client::connect(config).await.expect("an address");
         let taking = tokio::spawn(take_events(events, number, self.recorder.clone()));
         let session = Arc::new(Session {

@@ -25,6 +25,7 @@ fn action(point: &str) -> String {
     let passed = match point {
         "persist-before-claim" | "persist-after-claim" => 1,
         "persist-before-replay-lookup" | "persist-after-replay-lookup" => 0,
+        "persist-before-set-published" | "persist-after-set-published" => 2,
         _ => 40,
     };
     format!("{point}={passed}*off->return")

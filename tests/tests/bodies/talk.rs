@@ -39,12 +39,11 @@ pub async fn a_receiver_is_offline_and_comes_back(cluster: &Cluster, people: &[A
     says(&anna, conversation, 20, "both are here").await;
     anna.answered().await;
     eventually("Ben has them", LIVENESS, async || ben.shown(conversation) == 21).await;
-    let left_with = ben.client.stop().await.expect("a state");
-    ben.leave().await;
+    let left_with = ben.leave().await;
     says(&anna, conversation, 450, "Ben is away").await;
     anna.answered().await;
     // One comes back where it was, the other has never been here.
-    let ben_again = run.join_with(&people[1], left_with).await;
+    let ben_again = run.resume(&ben, left_with).await;
     let carla = run.join(&people[2]).await;
     eventually("Ben has missed nothing", LIVENESS, async || ben_again.shown(conversation) == 471).await;
     eventually("Carla has it from the start", LIVENESS, async || carla.shown(conversation) == 471).await;
