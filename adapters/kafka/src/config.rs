@@ -25,8 +25,11 @@ pub struct KafkaConfig {
 const SESSION_TIMEOUT_MS: u32 = 10_000;
 const HEARTBEAT_MS: u32 = 3_000;
 /// Records and bytes that wait for the broker; beyond, appends are refused as full.
-const QUEUE_RECORDS_MAX: u32 = 200_000;
-const QUEUE_KIB_MAX: u32 = 256 * 1024;
+pub(crate) const QUEUE_RECORDS_MAX: usize = 200_000;
+pub(crate) const QUEUE_BYTES_MAX: usize = 128 * 1024 * 1024;
+/// What librdkafka itself would refuse at: above ours, so that a call is refused as a whole.
+const LIBRARY_RECORDS_MAX: usize = QUEUE_RECORDS_MAX * 2;
+const LIBRARY_KIB_MAX: usize = QUEUE_BYTES_MAX / 1024 * 2;
 
 impl KafkaConfig {
     /// Reads the URL form.
@@ -90,8 +93,8 @@ impl KafkaConfig {
             // The gateway's own deadline answers `retry`; a record given up here could still land later.
             .set("message.timeout.ms", "0")
             .set("message.max.bytes", "1000000")
-            .set("queue.buffering.max.messages", QUEUE_RECORDS_MAX.to_string())
-            .set("queue.buffering.max.kbytes", QUEUE_KIB_MAX.to_string());
+            .set("queue.buffering.max.messages", LIBRARY_RECORDS_MAX.to_string())
+            .set("queue.buffering.max.kbytes", LIBRARY_KIB_MAX.to_string());
         config
     }
 

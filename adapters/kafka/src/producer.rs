@@ -15,6 +15,7 @@ use roost_protocol::limits;
 use tokio::sync::oneshot;
 
 use crate::KafkaConfig;
+use crate::config::{QUEUE_BYTES_MAX, QUEUE_RECORDS_MAX};
 
 type Answer = Result<Position, AppendError>;
 
@@ -41,6 +42,37 @@ impl Batch {
 struct Ticket {
     batch: Arc<Batch>,
     index: usize,
+    /// Its share of what is in line, given back with its report.
+    bytes: usize,
+    in_line: Arc<InLine>,
+}
+
+/// What waits for its report, over all producers of this log.
+#[derive(Default)]
+struct InLine {
+    records: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+impl InLine {
+    /// Takes room for a whole call, or none: a call that is half in line would answer late, and what comes after it
+    /// could overtake. Called under the lock of the line, so that only reports change the figures meanwhile.
+    fn take(&self, records: usize, bytes: usize) -> bool {
+        let fits = self.records.load(Ordering::Acquire) + records <= QUEUE_RECORDS_MAX
+            && self.bytes.load(Ordering::Acquire) + bytes <= QUEUE_BYTES_MAX;
+        if fits {
+            self.records.fetch_add(records, Ordering::AcqRel);
+            self.bytes.fetch_add(bytes, Ordering::AcqRel);
+        }
+        fits
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.in_line.records.fetch_sub(1, Ordering::AcqRel);
+        self.in_line.bytes.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
 }
 
 struct Reports;
@@ -69,11 +101,17 @@ pub(crate) struct Producer {
     current: RwLock<Arc<ThreadedProducer<Reports>>>,
     /// Makes the order of calls the order in the queue, also across threads.
     line: Mutex<()>,
+    in_line: Arc<InLine>,
 }
 
 impl Producer {
     pub(crate) fn new(config: &KafkaConfig) -> Result<Self, LogError> {
-        Ok(Self { config: config.clone(), current: RwLock::new(Arc::new(create(config)?)), line: Mutex::new(()) })
+        Ok(Self {
+            config: config.clone(),
+            current: RwLock::new(Arc::new(create(config)?)),
+            line: Mutex::new(()),
+            in_line: Arc::default(),
+        })
     }
 
     pub(crate) fn append(&self, topic: &str, records: Vec<NewRecord>) -> AppendFuture {
@@ -98,27 +136,28 @@ impl Producer {
     fn enqueue(&self, topic: &str, records: Vec<NewRecord>, batch: &Arc<Batch>) {
         let producer = self.current.read().clone();
         let _line = self.line.lock();
-        // After one refusal the rest of the call is refused too: nothing may overtake.
-        let mut refused: Option<AppendError> = None;
+        let fits = |record: &NewRecord| record.payload.len() <= limits::RECORD_BYTES_MAX;
+        let (count, bytes) = records
+            .iter()
+            .filter(|record| fits(record))
+            .fold((0, 0), |(count, bytes), record| (count + 1, bytes + record.payload.len()));
+        let room = self.in_line.take(count, bytes);
         for (index, record) in records.into_iter().enumerate() {
-            if let Some(error) = &refused {
-                batch.settle(index, Err(error.clone()));
-                continue;
-            }
-            if record.payload.len() > limits::RECORD_BYTES_MAX {
+            if !fits(&record) {
                 batch.settle(index, Err(AppendError::TooLarge));
                 continue;
             }
-            let ticket = Box::new(Ticket { batch: batch.clone(), index });
-            let base = BaseRecord::<(), [u8], Box<Ticket>>::with_opaque_to(topic, ticket)
+            if !room {
+                batch.settle(index, Err(AppendError::Full));
+                continue;
+            }
+            let ticket =
+                Ticket { batch: batch.clone(), index, bytes: record.payload.len(), in_line: self.in_line.clone() };
+            let base = BaseRecord::<(), [u8], Box<Ticket>>::with_opaque_to(topic, Box::new(ticket))
                 .partition(i32::try_from(record.partition).unwrap_or(i32::MAX))
                 .payload(&record.payload);
             if let Err((error, _)) = producer.send(base) {
-                let error = append_error(&error);
-                if error != AppendError::TooLarge {
-                    refused = Some(error.clone());
-                }
-                batch.settle(index, Err(error));
+                batch.settle(index, Err(append_error(&error)));
             }
         }
     }

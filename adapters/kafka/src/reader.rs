@@ -11,7 +11,7 @@ use roost_ports::log::{Bounds, LogError, LogRecord, Position};
 use crate::KafkaConfig;
 use crate::topics::unavailable;
 
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 
 /// A consumer without a group. All methods block: for a blocking thread.
 pub(crate) struct Reader {

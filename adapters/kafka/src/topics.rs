@@ -11,7 +11,7 @@ use roost_ports::log::{LogError, Topic};
 use crate::KafkaConfig;
 
 const KNOWN_WITHIN: Duration = Duration::from_secs(20);
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 
 /// Makes the topics that are missing.
 pub(crate) async fn create(config: &KafkaConfig, partitions: u32) -> Result<(), LogError> {

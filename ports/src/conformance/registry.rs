@@ -19,7 +19,7 @@ pub use rates::*;
 pub use sessions::*;
 
 /// Nothing that has to happen may take longer: not a figure, only the difference between slow and never.
-pub const LIVENESS_LIMIT: Duration = Duration::from_secs(90);
+pub const LIVENESS_LIMIT: Duration = Duration::from_secs(240);
 
 /// A lease that does not end within a case, however busy the machine is.
 pub(crate) const LONG_MS: u64 = 600_000;
