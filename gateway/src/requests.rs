@@ -6,7 +6,7 @@ use std::time::Duration;
 use roost_ports::store::StoreError;
 use roost_protocol::frames::{Form, Page, ServerBody, ServerFrame};
 use roost_protocol::{ErrorCode, UserId, limits};
-use roost_session::machine::{Refusal, Request, RequestKind, Settled, encode};
+use roost_session::machine::{Refusal, Request, RequestKind, Settled, content_of, encode};
 
 use crate::mail::Mail;
 use crate::shared::Shared;
@@ -89,6 +89,7 @@ fn own_messages(page: &Page, user: UserId) -> Vec<Settled> {
         client_msg_id: message.client_msg_id,
         seq: message.seq,
         time: message.time,
+        content: Some(content_of(&message.content_type, &message.body)),
     })
     .collect()
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use roost_ports::delivery::{Verdict, VerdictOutcome};
 use roost_ports::registry::SessionEntry;
 use roost_protocol::SessionId;
-use roost_session::machine::{Loss, Settled};
+use roost_session::machine::{Loss, Settled, content_of};
 
 use super::drain::Drain;
 use super::{Shard, Tally};
@@ -117,6 +117,7 @@ impl<D: Driver> Shard<D> {
                     client_msg_id: of.client_msg_id,
                     seq: of.seq,
                     time: of.time,
+                    content: Some(content_of(&of.content_type, &of.body)),
                 };
                 session.settled(&settled, context)
             };
@@ -144,6 +145,7 @@ impl<D: Driver> Shard<D> {
                         client_msg_id: verdict.client_msg_id,
                         seq: *seq,
                         time: *time,
+                        content: None,
                     };
                     session.settled(&settled, context)
                 }

@@ -73,8 +73,8 @@ impl Session {
     /// A message of this session's user is committed: by its verdict, by its delivery, or seen in a page. Answers
     /// `sent` if this session still waits for it, however often it is called.
     pub fn settled(&mut self, settled: &Settled, context: &Context<'_>) -> bool {
-        let Settled { conversation_id, client_msg_id, seq, time } = *settled;
-        let Some(id) = self.resolve(conversation_id, client_msg_id) else { return false };
+        let Settled { conversation_id, client_msg_id, seq, time, content } = *settled;
+        let Some(id) = self.resolve(conversation_id, client_msg_id, content) else { return false };
         self.say(id, ServerBody::Sent { client_msg_id, conversation_id, seq, time }, context);
         true
     }
@@ -88,7 +88,7 @@ impl Session {
         message: &str,
         context: &Context<'_>,
     ) -> bool {
-        let Some(id) = self.resolve(conversation_id, client_msg_id) else { return false };
+        let Some(id) = self.resolve(conversation_id, client_msg_id, None) else { return false };
         self.say(id, ServerBody::Rejected { client_msg_id, code, message: message.to_owned() }, context);
         true
     }
@@ -183,8 +183,13 @@ impl Session {
         self.say_error(id, code, code.help(), context);
     }
 
-    fn resolve(&mut self, conversation: ConversationId, client_msg_id: ClientMsgId) -> Option<Option<u32>> {
-        let resolved = self.outstanding.as_mut()?.resolve(conversation, client_msg_id);
+    fn resolve(
+        &mut self,
+        conversation: ConversationId,
+        client_msg_id: ClientMsgId,
+        content: Option<u64>,
+    ) -> Option<Option<u32>> {
+        let resolved = self.outstanding.as_mut()?.resolve(conversation, client_msg_id, content);
         self.drop_outstanding_if_idle();
         resolved
     }

@@ -98,6 +98,9 @@ pub struct Settled {
     pub seq: Seq,
     /// Its time.
     pub time: TimeMs,
+    /// What it says, by [`content_of`](super::content_of); absent where only the verdict is known. A send in flight
+    /// under the same id that says something else waits for its own verdict.
+    pub content: Option<u64>,
 }
 
 /// Why a session ended.

@@ -18,6 +18,7 @@ use crate::framing::websocket::{CloseState, Decoder, close_frame};
 
 pub use encode::{encode, encode_message};
 pub use event::{Ending, Event, Identity, Purpose, Refusal, Request, RequestKind, Settled};
+pub use outstanding::content_of;
 pub use settings::{Context, Loss, Now, Settings, Timings};
 
 use opening::{Handshaking, Opening, Stage};

@@ -84,7 +84,7 @@ impl Outstanding {
         settings: &Settings,
     ) -> Admission {
         let (conversation_id, client_msg_id) = (send.conversation_id, send.client_msg_id);
-        let content = content_of(send);
+        let content = content_of(&send.content_type, &send.body);
         if let Some(known) = self.find(conversation_id, client_msg_id) {
             if known.content != content {
                 return Admission::Mismatch;
@@ -119,8 +119,14 @@ impl Outstanding {
         self.sends.pop_front_if(|send| send.deadline_ms <= now_ms)
     }
 
-    /// What became of this id is known: nobody waits for it any more. Says whether somebody did, with the frame's id.
-    pub(super) fn resolve(&mut self, conversation: ConversationId, client_msg_id: ClientMsgId) -> Option<Option<u32>> {
+    /// What became of this id is known: nobody waits for it any more, unless in flight is another content than the one
+    /// that is known. Says whether somebody did wait, with the frame's id.
+    pub(super) fn resolve(
+        &mut self,
+        conversation: ConversationId,
+        client_msg_id: ClientMsgId,
+        content: Option<u64>,
+    ) -> Option<Option<u32>> {
         let blocked = self
             .blocked
             .iter()
@@ -132,6 +138,7 @@ impl Outstanding {
             .sends
             .iter()
             .position(|send| send.conversation_id == conversation && send.client_msg_id == client_msg_id)
+            .filter(|&at| content.is_none_or(|content| content == self.sends[at].content))
             .and_then(|at| self.sends.remove(at));
         in_flight.map(|send| send.id).or(blocked.map(|_| None))
     }
@@ -193,9 +200,9 @@ impl Outstanding {
 }
 
 /// Tells a repeated send from another one under the same id. Not a digest: the Store has the last word.
-fn content_of(send: &Send<'_>) -> u64 {
+pub fn content_of(content_type: &str, body: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
-    send.content_type.hash(&mut hasher);
-    send.body.hash(&mut hasher);
+    content_type.hash(&mut hasher);
+    body.hash(&mut hasher);
     hasher.finish()
 }

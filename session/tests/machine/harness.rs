@@ -137,11 +137,17 @@ impl Driven {
     }
 
     pub fn settle(&mut self, conversation: u8, message: u8) -> bool {
+        self.settle_by(conversation, message, None)
+    }
+
+    /// By the message itself, whose content is seen.
+    pub fn settle_by(&mut self, conversation: u8, message: u8, content: Option<u64>) -> bool {
         let settled = Settled {
             conversation_id: conversation_id(conversation),
             client_msg_id: message_id(message),
             seq: 1,
             time: 2,
+            content,
         };
         self.call(|session, context, _| session.settled(&settled, context))
     }

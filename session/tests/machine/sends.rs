@@ -2,6 +2,7 @@
 
 use roost_protocol::ErrorCode;
 use roost_protocol::frames::{ClientBody, Form, Send, ServerBody, ServerFrame};
+use roost_session::machine::content_of;
 
 use crate::harness::*;
 
@@ -52,6 +53,16 @@ fn another_content_under_an_id_in_flight_is_a_mismatch() {
     driven.say(Some(2), ClientBody::Send(other));
     assert_eq!(answers(&mut driven), [(Some(2), "rejected", Some(ErrorCode::IdempotencyMismatch))]);
     assert!(driven.settle(0, 5));
+    assert_eq!(answers(&mut driven), [(Some(1), "sent", None)]);
+}
+
+#[test]
+fn a_message_that_says_something_else_is_no_answer_to_the_send_in_flight() {
+    let mut driven = Driven::live(Form::Json);
+    driven.send(1, 0, 5);
+    assert!(!driven.settle_by(0, 5, Some(content_of("text/plain", b"what was first sent under this id"))));
+    assert_eq!(answers(&mut driven), []);
+    assert!(driven.settle_by(0, 5, Some(content_of("text/plain", &[5]))));
     assert_eq!(answers(&mut driven), [(Some(1), "sent", None)]);
 }
 
