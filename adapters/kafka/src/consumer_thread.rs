@@ -26,6 +26,8 @@ const POLL: Duration = Duration::from_millis(20);
 /// Records taken in one go before they are handed on.
 const RECORDS_PER_ROUND: usize = 2_000;
 const LEAVE_WITHIN: Duration = Duration::from_secs(3);
+/// A partition that could not be started is tried again after this.
+const START_AGAIN: Duration = Duration::from_millis(500);
 
 pub(crate) enum Command {
     Start { partition: u32, assignment: Assignment, at: StartAt, start: Start },
@@ -132,6 +134,8 @@ struct Owned {
     start: Start,
     /// The offset that must come next; absent while it is not started.
     expected: Option<i64>,
+    /// The brokers did not answer: it is started again then, there.
+    again: Option<(Instant, StartAt)>,
 }
 
 struct Member {
@@ -156,6 +160,7 @@ impl Member {
                     Err(std_mpsc::TryRecvError::Empty) => break,
                 }
             }
+            self.start_again();
             self.commit();
             self.poll();
             self.hand_on();
@@ -168,7 +173,7 @@ impl Member {
             Command::Stop { partition } => {
                 let partition = number(partition);
                 if let Some(owned) = self.owned.get_mut(&partition) {
-                    owned.expected = None;
+                    (owned.expected, owned.again) = (None, None);
                     self.stop_fetching(partition);
                 }
             }
@@ -198,7 +203,32 @@ impl Member {
             Some(owned) if owned.assignment == assignment => owned.start = start,
             _ => return,
         }
+        self.start_at(number, at);
+    }
+
+    /// One partition in each round, so that brokers which do not answer do not keep us from polling.
+    fn start_again(&mut self) {
+        let now = Instant::now();
+        let due = |owned: &Owned| owned.again.filter(|(when, _)| *when <= now);
+        let first = self.owned.iter().find_map(|(&partition, owned)| Some((partition, due(owned)?.1)));
+        if let Some((partition, at)) = first {
+            self.start_at(partition, at);
+        }
+    }
+
+    /// The reader is not told: to it the partition is started, and only silent for a while.
+    fn start_later(&mut self, partition: i32, at: StartAt, error: &dyn std::fmt::Display) {
+        tracing::warn!(%error, partition, topic = self.topic, "a partition is started again soon");
+        if let Some(owned) = self.owned.get_mut(&partition) {
+            (owned.expected, owned.again) = (None, Some((Instant::now() + START_AGAIN, at)));
+        }
+    }
+
+    fn start_at(&mut self, number: i32, at: StartAt) {
         self.stop_fetching(number);
+        let Some(owned) = self.owned.get_mut(&number) else { return };
+        (owned.expected, owned.again) = (None, None);
+        let start = owned.start;
         match self.start_offset(number, at) {
             Ok(Ok(offset)) => {
                 let mut list = TopicPartitionList::new();
@@ -210,14 +240,11 @@ impl Member {
                         self.paused = false;
                         self.owned.get_mut(&number).expect("just looked up").expected = Some(offset);
                     }
-                    Err(error) => self.waiting.push_back(Err(unavailable(error))),
+                    Err(error) => self.start_later(number, at, &error),
                 }
             }
             Ok(Err(event)) => self.waiting.push_back(Ok(Tagged { event, start })),
-            Err(error) => {
-                // The reader hears of it by silence: say it is out of reach, and let it start the partition again.
-                self.waiting.push_back(Err(error));
-            }
+            Err(error) => self.start_later(number, at, &error),
         }
     }
 
@@ -302,7 +329,6 @@ impl Member {
                 let event = ConsumerEvent::Records { partition, assignment, records: fresh };
                 self.waiting.push_back(Ok(Tagged { event, start: owned.start }));
             } else {
-                owned.expected = None;
                 self.report_out_of_range(partition);
             }
         }
@@ -316,7 +342,7 @@ impl Member {
                     self.assignment = Assignment(self.assignment.0 + 1);
                     let assignment = self.assignment;
                     for &partition in &partitions {
-                        self.owned.insert(partition, Owned { assignment, start: Start::default(), expected: None });
+                        self.owned.insert(partition, Owned { assignment, start: Start::default(), expected: None, again: None });
                     }
                     let partitions = partitions.iter().map(|partition| partition.unsigned_abs()).collect();
                     self.tell(ConsumerEvent::Assigned(partitions, assignment));
@@ -334,42 +360,30 @@ impl Member {
 
     fn take_error(&mut self, error: &KafkaError) {
         match error.rdkafka_error_code() {
-            // librdkafka does not say which partition: find those whose next offset the log does not hold.
+            // librdkafka stops fetching that partition and does not say which one it is: each is started again where it
+            // stands, which finds those whose next offset the log does not hold.
             Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
-                let started: Vec<i32> = self
-                    .owned
-                    .iter()
-                    .filter(|(_, owned)| owned.expected.is_some())
-                    .map(|(&partition, _)| partition)
-                    .collect();
-                for partition in started {
-                    self.check_range(partition);
+                let started = self.owned.iter().filter_map(|(&partition, owned)| Some((partition, owned.expected?)));
+                for (partition, expected) in started.collect::<Vec<_>>() {
+                    self.start_at(partition, StartAt::Position(Position(expected.unsigned_abs())));
                 }
             }
             _ => tracing::warn!(%error, topic = self.topic, "kafka consumer"),
         }
     }
 
-    fn check_range(&mut self, partition: i32) {
-        let Some(expected) = self.owned.get(&partition).and_then(|owned| owned.expected) else { return };
-        let Ok(bounds) = bounds(&self.client, &self.topic, partition) else { return };
-        if expected < offset_of(bounds.begin) || expected > offset_of(bounds.end) {
-            self.report_out_of_range(partition);
-        }
-    }
-
     fn report_out_of_range(&mut self, partition: i32) {
         self.stop_fetching(partition);
-        if let Some(owned) = self.owned.get_mut(&partition) {
-            owned.expected = None;
-        }
-        let start = self.owned.get(&partition).map(|owned| owned.start).unwrap_or_default();
+        let Some(owned) = self.owned.get_mut(&partition) else { return };
+        let (start, expected) = (owned.start, owned.expected.take().unwrap_or_default());
         match bounds(&self.client, &self.topic, partition) {
             Ok(bounds) => {
                 let event = self.out_of_range(partition, bounds);
                 self.waiting.push_back(Ok(Tagged { event, start }));
             }
-            Err(error) => self.waiting.push_back(Err(error)),
+            Err(error) => {
+                self.start_later(partition, StartAt::Position(Position(expected.unsigned_abs())), &error);
+            }
         }
     }
 
