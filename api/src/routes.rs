@@ -39,26 +39,27 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route("/v1/messages", post(messages::send).get(messages::history))
         .route("/v1/openapi.json", get(operations::openapi))
         .route("/.well-known/jwks.json", get(operations::jwks))
-        .route("/healthz", get(operations::healthz))
-        .route("/readyz", get(operations::readyz))
-        .route("/metrics", get(operations::metrics))
-        .route("/", get(operations::front_page))
+        .with_state(Arc::clone(&api))
+        .merge(operations_routes(api.probes.clone()))
         .fallback(|| async { Problem::not_found() })
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
         .layer(middleware::from_fn(for_every_request))
-        .with_state(api)
 }
 
 /// Only what operators ask: for processes that hold no REST interface of their own.
 pub(crate) fn operations_router(probes: Probes) -> Router {
+    operations_routes(probes)
+        .fallback(|| async { Problem::not_found() })
+        .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
+        .layer(middleware::from_fn(for_every_request))
+}
+
+fn operations_routes(probes: Probes) -> Router {
     Router::new()
         .route("/healthz", get(operations::healthz))
         .route("/readyz", get(operations::readyz))
         .route("/metrics", get(operations::metrics))
         .route("/", get(operations::front_page))
-        .fallback(|| async { Problem::not_found() })
-        .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
-        .layer(middleware::from_fn(for_every_request))
         .with_state(probes)
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{FromRef, State};
+use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use futures::future::join_all;
 use http::{HeaderValue, StatusCode, header};
@@ -16,12 +16,6 @@ use crate::{Api, Probes};
 
 /// How long one readiness check may take.
 const CHECK_MS_MAX: u64 = 2_000;
-
-impl FromRef<Arc<Api>> for Probes {
-    fn from_ref(api: &Arc<Api>) -> Self {
-        api.probes.clone()
-    }
-}
 
 /// Whether the process lives: always yes, or no answer.
 #[utoipa::path(get, path = "/healthz", operation_id = "healthz",
