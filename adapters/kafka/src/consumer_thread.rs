@@ -342,7 +342,10 @@ impl Member {
                     self.assignment = Assignment(self.assignment.0 + 1);
                     let assignment = self.assignment;
                     for &partition in &partitions {
-                        self.owned.insert(partition, Owned { assignment, start: Start::default(), expected: None, again: None });
+                        self.owned.insert(
+                            partition,
+                            Owned { assignment, start: Start::default(), expected: None, again: None },
+                        );
                     }
                     let partitions = partitions.iter().map(|partition| partition.unsigned_abs()).collect();
                     self.tell(ConsumerEvent::Assigned(partitions, assignment));
