@@ -50,18 +50,18 @@ impl Membership {
         self.away = false;
         let another = self.registry.is_some_and(|known| known != renewal.registry);
         if another || (self.registry.is_some() && renewal.writes < self.writes) {
-            tracing::warn!(
-                counted = renewal.writes,
-                expected = self.writes,
-                another,
-                "the registry has lost writes: everything is registered again"
-            );
-            self.shared.metrics.reregistrations.add(1);
-            self.sweep = Some(Sweep::new());
-            self.complete = false;
+            self.register_all_again(renewal.writes, another);
         }
         self.registry = Some(renewal.registry);
         self.writes = renewal.writes;
+    }
+
+    pub(super) fn register_all_again(&mut self, counted: u64, another: bool) {
+        let expected = self.writes;
+        tracing::warn!(counted, expected, another, "the registry has lost writes: everything is registered again");
+        self.shared.metrics.reregistrations.add(1);
+        self.sweep = Some(Sweep::new());
+        self.complete = false;
     }
 
     /// Begins a new life. The shards close every session of the old one before they serve anything else.

@@ -184,6 +184,11 @@ impl Membership {
     fn note_writes(&mut self, counted: Result<u64, RegistryError>) -> bool {
         match counted {
             Ok(writes) => {
+                // This write counted too: a counter that has not risen had fallen back, and the next renewal would find
+                // it caught up.
+                if writes <= self.writes {
+                    self.register_all_again(writes, false);
+                }
                 self.writes = writes;
                 true
             }
