@@ -4,9 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use futures::StreamExt;
-use futures::stream;
+use futures::{future, stream};
 use parking_lot::Mutex;
-use roost_ports::registry::{Located, RegistryError, SessionEntry};
+use roost_ports::registry::{GatewayEntry, Located, RegistryError, SessionEntry};
 use roost_ports::store::{Member, StoreError};
 use roost_ports::{Clock, Registry, Store};
 use roost_protocol::records::Endpoint;
@@ -60,6 +60,8 @@ struct Memory {
     known: Vec<Endpoint>,
     /// What the Store said last, and when.
     stored: Option<(u64, Vec<Endpoint>)>,
+    /// Since when the Registry, which answers, has not named gateways that stand in the Store.
+    unnamed: HashMap<Incarnation, u64>,
     /// Nobody asks the Registry before this, so that its time-outs do not add up.
     away_until_ms: u64,
 }
@@ -69,6 +71,8 @@ const USERS_AT_ONCE: usize = 1_000;
 const CALLS_AT_ONCE: usize = 8;
 const AWAY_MS: u64 = 1_000;
 const STORED_MS: u64 = 1_000;
+/// Longer than a lease: by then a gateway that lives has renewed.
+const UNNAMED_MS_MAX: u64 = 15_000;
 /// A list that changes between two pages is read again so often at most.
 const READS_MAX: usize = 5;
 
@@ -91,10 +95,18 @@ impl Lookup {
             .filter_map(|(_, list)| list.as_ref().ok())
             .flat_map(|list| list.members.iter().map(|member| member.user_id))
             .collect();
-        let (located, by_registry) = match self.locate(users.into_iter().collect()).await {
-            Ok(located) => (located, true),
-            Err(_) => (self.fallback().await, false),
-        };
+        let (located, noted) = future::join(self.locate(users.into_iter().collect()), self.noted()).await;
+        let by_registry = located.is_ok();
+        let mut located = located.unwrap_or_default();
+        match noted {
+            Ok(noted) => self.add_unnamed(&mut located, noted, by_registry),
+            // Nobody says who lives, and "nobody" would settle what nobody was told.
+            Err(failure) if !by_registry => {
+                let routes = lists.into_iter().map(|(conversation, _)| (conversation, Err(failure.clone())));
+                return Answers { routes: routes.collect(), gateways: Vec::new(), by_registry };
+            }
+            Err(_) => {}
+        }
         let places = Places::new(located);
         let routes = lists
             .into_iter()
@@ -170,33 +182,41 @@ impl Lookup {
         Ok(all)
     }
 
-    /// Without the Registry every gateway that may live is asked: those known last, and those in the Store.
-    async fn fallback(&self) -> Located {
+    /// Adds the gateways that the Registry does not name, to be asked. Without it those are all that may live: those
+    /// known last, and those in the Store. Beside it they count for a while only, for a Registry that came back empty
+    /// names nobody before all have renewed, while the note of a dead gateway may stand long where a clock is wrong.
+    fn add_unnamed(&self, located: &mut Located, noted: Vec<Endpoint>, by_registry: bool) {
         let now_ms = self.now_ms();
-        let fresh = self.memory.lock().stored.clone().filter(|(at, _)| now_ms < at + STORED_MS);
-        let stored = match fresh {
-            Some((_, stored)) => stored,
-            None => match self.store.gateways(self.clock.now_ms()).await {
-                Ok(stored) => {
-                    self.memory.lock().stored = Some((now_ms, stored.clone()));
-                    stored
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "the store does not say which gateways there are");
-                    Vec::new()
-                }
-            },
-        };
-        let known = self.memory.lock().known.clone();
-        let mut endpoints = stored;
-        for endpoint in known {
-            if !endpoints.contains(&endpoint) {
-                endpoints.push(endpoint);
+        let mut memory = self.memory.lock();
+        let known = if by_registry { Vec::new() } else { memory.known.clone() };
+        let named: HashSet<Incarnation> = located.gateways.iter().map(|gateway| gateway.endpoint.incarnation).collect();
+        let mut since = HashMap::new();
+        for endpoint in noted.into_iter().chain(known).filter(|endpoint| !named.contains(&endpoint.incarnation)) {
+            let first = memory.unnamed.get(&endpoint.incarnation).copied().filter(|_| by_registry).unwrap_or(now_ms);
+            let again = since.insert(endpoint.incarnation, first).is_some();
+            if !again && now_ms.saturating_sub(first) < UNNAMED_MS_MAX {
+                located.gateways.push(GatewayEntry { endpoint, complete: false });
             }
         }
-        let gateways = endpoints.into_iter();
-        let gateways = gateways.map(|endpoint| roost_ports::registry::GatewayEntry { endpoint, complete: false });
-        Located { sessions: Vec::new(), gateways: gateways.collect() }
+        memory.unnamed = since;
+    }
+
+    /// The gateways that stand in the Store: as it said last, where it does not answer now.
+    async fn noted(&self) -> Result<Vec<Endpoint>, QueryFailure> {
+        let now_ms = self.now_ms();
+        let held = self.memory.lock().stored.clone();
+        if let Some((_, stored)) = held.clone().filter(|(at, _)| now_ms < at + STORED_MS) {
+            return Ok(stored);
+        }
+        let stored = match (self.store.gateways(self.clock.now_ms()).await, held) {
+            (Ok(stored), _) => stored,
+            (Err(error), held) => {
+                tracing::warn!(%error, "the store does not say which gateways there are");
+                held.ok_or_else(|| QueryFailure::Unavailable(error.to_string()))?.1
+            }
+        };
+        self.memory.lock().stored = Some((now_ms, stored.clone()));
+        Ok(stored)
     }
 
     fn now_ms(&self) -> u64 {

@@ -224,6 +224,8 @@ impl Machine {
                 self.settling_lookups -= 1;
                 self.on_looked(conversations, answers.routes, now_ms);
             }
+            // Where nobody could say who lives, it is asked again.
+            Purpose::Jump { .. } if !answers.by_registry && answers.gateways.is_empty() => {}
             Purpose::Jump { partition, generation } => self.on_jump(partition, generation, &answers.gateways),
         }
     }
