@@ -69,7 +69,9 @@ impl Size {
 impl Cluster {
     /// Starts it and waits until every part is ready.
     pub async fn start(composition: Composition, size: Size) -> Self {
-        let data = TempDir::new().expect("a data folder");
+        // What is left of a failure can be looked at with ROOST_TEST_KEEP=1.
+        let keep = std::env::var_os("ROOST_TEST_KEEP").is_some();
+        let data = tempfile::Builder::new().disable_cleanup(keep).tempdir().expect("a data folder");
         match composition {
             Composition::Embedded => Self::embedded(data).await,
             Composition::Distributed => {

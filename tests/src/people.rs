@@ -26,7 +26,8 @@ use crate::recorder::{Evidence, Recorder, Watcher, identity};
 
 /// How long anything may take that has to happen. Never a measure, only against waiting for ever.
 pub const LIVENESS: Duration = Duration::from_secs(90);
-const PASSWORD: &str = "correct horse battery";
+/// Everybody's password.
+pub const PASSWORD: &str = "correct horse battery";
 const TEXT: &str = "text/plain";
 
 /// The seed of this run's random choices: given by ROOST_SEED, else new; printed in any case.

@@ -30,8 +30,13 @@ pub fn available(test: &str) -> bool {
     if std::env::var_os("ROOST_TEST_SERVERS").is_some() {
         return true;
     }
-    assert!(std::env::var_os("ROOST_REQUIRE_SERVERS").is_none(), "the servers were promised but are not there");
-    let reason = "needs Kafka, Redis and PostgreSQL: run it by `cargo xtask test`";
+    skip(test, "needs Kafka, Redis and PostgreSQL: run it by `cargo xtask test`");
+    false
+}
+
+/// Says that a test was skipped and why; fails where the run has promised what it needs.
+pub fn skip(test: &str, reason: &str) {
+    assert!(std::env::var_os("ROOST_REQUIRE_SERVERS").is_none(), "promised but not there: {test} {reason}");
     eprintln!("skipped: {test} {reason}");
     if let Some(path) = std::env::var_os("ROOST_TEST_SKIPS")
         && let Ok(mut file) = std::fs::File::options().append(true).create(true).open(path)
@@ -39,7 +44,6 @@ pub fn available(test: &str) -> bool {
         use std::io::Write;
         let _ = writeln!(file, "{test}: {reason}");
     }
-    false
 }
 
 impl Manifest {
