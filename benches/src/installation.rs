@@ -62,7 +62,8 @@ impl Installation {
             Composition::Embedded => vec!["--data".into(), folder],
             Composition::Distributed => vec![
                 "--log".into(),
-                format!("kafka://{}/bench", variable("ROOST_TEST_KAFKA")?),
+                // Topics of its own: what an earlier run left is none of this one's business.
+                format!("kafka://{}/bench-{}", variable("ROOST_TEST_KAFKA")?, UserId::new().uuid().simple()),
                 "--store".into(),
                 variable("ROOST_TEST_POSTGRES")?,
             ],
