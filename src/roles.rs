@@ -119,6 +119,19 @@ pub async fn migrate(args: &MigrateArgs) -> Result<(), Problem> {
     Ok(())
 }
 
+/// The pages that this server itself would serve, under the addresses that it knows itself by.
+fn own_origins(listen: SocketAddr) -> Vec<String> {
+    let port = listen.port();
+    let mut origins = Vec::new();
+    if !listen.ip().is_unspecified() {
+        origins.push(format!("http://{listen}"));
+    }
+    if listen.ip().is_unspecified() || listen.ip().is_loopback() {
+        origins.push(format!("http://localhost:{port}"));
+    }
+    origins
+}
+
 async fn start_gateway(
     args: &GatewayArgs,
     backends: &Backends,
@@ -135,6 +148,7 @@ async fn start_gateway(
         config.shards = args.shards;
     }
     config.origins.clone_from(&args.origins);
+    config.origins.extend(own_origins(args.listen));
     config.endpoint_address = endpoint_address;
     config.sessions_max = args.sessions_max;
     config.lease_ttl_ms = args.lease_ms;
