@@ -60,6 +60,7 @@ async fn two_people_chat_and_the_server_is_killed_in_the_middle() {
     let mut anna = Chat::start(&cluster, &people[0], &people[1], &[]);
     let mut ben = Chat::start(&cluster, &people[1], &people[0], &["--json"]);
     let mut expected = 1;
+    tokio::join!(anna.shows(expected), ben.shows(expected));
     for round in 0..3 {
         for number in 0..5 {
             anna.types(&format!("anna {round}.{number}")).await;
