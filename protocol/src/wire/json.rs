@@ -29,7 +29,15 @@ pub fn depth_is_at_most(text: &str, depth_max: usize) -> bool {
 /// The body as the text it is in JSON; nothing where it has to be base64.
 pub(super) fn body_as_text<'a>(content_type: &str, body: &'a [u8]) -> Option<&'a str> {
     let is_text = content_type.starts_with("text/") || content_type.starts_with("application/json");
-    if is_text { std::str::from_utf8(body).ok() } else { None }
+    if is_text && !swells(body) { std::str::from_utf8(body).ok() } else { None }
+}
+
+/// Whether escapes would make more than twice as much of a body: a control character takes six characters, and a page of
+/// them would be larger than a session's queue may be.
+fn swells(body: &[u8]) -> bool {
+    const SMALL: usize = 256;
+    let escaped = |byte: &&u8| **byte < 0x20 && !matches!(**byte, b'\n' | b'\r' | b'\t' | 0x08 | 0x0c);
+    body.len() > SMALL && body.iter().filter(escaped).count() * 5 > body.len()
 }
 
 /// The bytes of a `body_base64`.
