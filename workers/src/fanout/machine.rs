@@ -84,6 +84,8 @@ pub struct Machine {
     named_at: HashMap<Incarnation, u64>,
     /// Lives that have said that they are over, while the Registry still names them.
     gone: HashSet<Incarnation>,
+    /// When they said so: one that is named for longer was not over, but had not begun.
+    gone_at: HashMap<Incarnation, u64>,
     lookups: HashMap<u64, Purpose>,
     settling_lookups: usize,
     steps: VecDeque<Step<Effect>>,
@@ -137,6 +139,7 @@ impl Machine {
             links: HashMap::new(),
             named_at: HashMap::new(),
             gone: HashSet::new(),
+            gone_at: HashMap::new(),
             lookups: HashMap::new(),
             settling_lookups: 0,
             steps: VecDeque::new(),
@@ -236,7 +239,9 @@ impl Machine {
             self.named_at.insert(endpoint.incarnation, now_ms);
         }
         let live: HashSet<Incarnation> = gateways.iter().map(|endpoint| endpoint.incarnation).collect();
-        self.gone.retain(|incarnation| live.contains(incarnation));
+        let recent = |at: u64| now_ms.saturating_sub(at) <= UNNAMED_MS_MAX;
+        self.gone_at.retain(|incarnation, at| live.contains(incarnation) && recent(*at));
+        self.gone.retain(|incarnation| self.gone_at.contains_key(incarnation));
         let over: Vec<Incarnation> = self
             .links
             .keys()
@@ -314,6 +319,7 @@ impl Machine {
         }
         if landing.gone {
             self.gone.insert(gateway);
+            self.gone_at.insert(gateway, now_ms);
             self.drop_link(gateway);
         }
     }
