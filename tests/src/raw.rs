@@ -90,7 +90,11 @@ impl Raw {
             let next = tokio::time::timeout(LIVENESS, self.socket.next()).await.expect("something is heard");
             match next {
                 Some(Ok(Message::Text(text))) => {
-                    return Heard::Frame(serde_json::from_str(&text).expect("a JSON frame"));
+                    let frame: Value = serde_json::from_str(&text).expect("a JSON frame");
+                    if frame["type"] != "ping" {
+                        return Heard::Frame(frame);
+                    }
+                    self.say(json!({"type": "pong"})).await;
                 }
                 Some(Ok(Message::Close(frame))) => return Heard::Closed(frame.map(|frame| frame.code.into())),
                 Some(Ok(_)) => {}
@@ -154,6 +158,22 @@ impl Raw {
                 Heard::Frame(frame) if frame["id"] == id => return frame,
                 Heard::Frame(_) => {}
                 Heard::Closed(code) => panic!("closed with {code:?} instead of an answer"),
+            }
+        }
+    }
+
+    /// Waits until the message is there: live, or fetched because heads told of it.
+    pub async fn sees(&mut self, conversation: ConversationId, id: ClientMsgId) -> Value {
+        let id = id.to_string();
+        let is_it = |message: &&Value| message["client_msg_id"] == id.as_str();
+        loop {
+            let frame = self.first_of(&["message", "heads", "page"]).await;
+            if frame["type"] == "heads" && frame["conversations"].to_string().contains(&conversation.to_string()) {
+                self.say(json!({"type": "history", "conversation_id": conversation, "after": 0})).await;
+            }
+            let page = frame["messages"].as_array().map_or(&[][..], Vec::as_slice);
+            if let Some(message) = page.iter().chain([&frame]).find(is_it) {
+                return message.clone();
             }
         }
     }

@@ -93,7 +93,7 @@ pub async fn s30_the_servers_values_count(cluster: &Cluster, people: &[Account])
         "event": {"kind": "created"},
     }))
     .await;
-    let message = raw.answer_to("message", |frame| frame["client_msg_id"] == id.to_string().as_str()).await;
+    let message = raw.sees(conversation, id).await;
     assert_eq!(message["seq"], 2);
     assert_eq!(message["sender_id"], people[0].user().to_string());
     assert_eq!(message["device_id"], people[0].tokens.device_id.to_string());

@@ -136,7 +136,7 @@ pub async fn a_group_of_ten_thousand(cluster: &mut Cluster, people: &[Account]) 
     let message = ClientMsgId::new();
     heard[0].send(message, group.conversation_id, "hello, all").await;
     for raw in &mut heard {
-        let seen = raw.answer_to("message", |frame| frame["client_msg_id"] == message.to_string().as_str()).await;
+        let seen = raw.sees(group.conversation_id, message).await;
         assert_eq!((&seen["seq"], &seen["text"]), (&2.into(), &"hello, all".into()));
     }
     let one_more = UserId::new();
