@@ -39,7 +39,8 @@ pub fn run(options: &BenchOptions) -> Result<ExitCode> {
     let mut servers = None;
     if !EMBEDDED_ONLY.contains(&options.name.as_str()) {
         let tools = Tools::ensure(&workspace)?;
-        let selection = Selection { cores: pinned.then(|| SERVER_CORES.to_owned()), ..Selection::all() };
+        let cores = pinned.then(|| SERVER_CORES.to_owned());
+        let selection = Selection { cores, for_measuring: true, ..Selection::all() };
         let logs = workspace.target.join("bench-logs");
         let started = servers.insert(Servers::start(&janitor, &tools, &selection, &logs)?);
         command.envs(started.environment()).env("ROOST_BENCH_SERVER_PIDS", started.process_ids());

@@ -21,11 +21,13 @@ pub struct Selection {
     pub postgres: bool,
     /// A list of cores as `taskset` takes it; None leaves the servers where the kernel puts them.
     pub cores: Option<String>,
+    /// Java with its full compiler: slower to start, and what an installation runs with.
+    pub for_measuring: bool,
 }
 
 impl Selection {
     pub fn all() -> Selection {
-        Selection { kafka: true, redis: true, postgres: true, cores: None }
+        Selection { kafka: true, redis: true, postgres: true, cores: None, for_measuring: false }
     }
 
     pub fn any(&self) -> bool {
@@ -45,7 +47,8 @@ impl Servers {
     /// Starts the selected servers side by side and returns once each answers. Logs go to `logs`.
     pub fn start(janitor: &Janitor, tools: &Tools, selection: &Selection, logs: &Path) -> Result<Servers> {
         std::fs::create_dir_all(logs).map_err(|error| format!("{}: {error}", logs.display()))?;
-        let place = Place { janitor, tools, logs, cores: selection.cores.as_deref() };
+        let place =
+            Place { janitor, tools, logs, cores: selection.cores.as_deref(), for_measuring: selection.for_measuring };
         let (kafka, redis, postgres) = std::thread::scope(|scope| {
             let kafka =
                 selection.kafka.then(|| scope.spawn(|| with_retries("kafka", &|port| kafka::start(&place, port))));
@@ -128,6 +131,7 @@ struct Place<'a> {
     tools: &'a Tools,
     logs: &'a Path,
     cores: Option<&'a str>,
+    for_measuring: bool,
 }
 
 impl Place<'_> {

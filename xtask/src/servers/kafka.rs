@@ -13,6 +13,9 @@ use std::time::Duration;
 /// A small heap and the quick compiler: tests start it often and send it little.
 pub const JAVA_OPTIONS: [&str; 4] = ["-Xmx512m", "-Xms256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"];
 
+/// What its own start script gives it, but for the size of the heap.
+const JAVA_OPTIONS_FOR_MEASURING: [&str; 3] = ["-Xmx1g", "-Xms1g", "-XX:+UseG1GC"];
+
 pub fn classpath(tools: &Tools) -> String {
     format!("{}/*", tools.kafka_libraries.display())
 }
@@ -46,7 +49,8 @@ pub fn start(place: &Place<'_>, port: u16) -> Result<Running> {
         return Err(format!("the format of Kafka's folder failed: {}", String::from_utf8_lossy(&told).trim()));
     }
     let mut command = place.command(&place.tools.java);
-    command.args(JAVA_OPTIONS).args(["-cp", &classpath, "kafka.Kafka"]).arg(&properties);
+    let options: &[&str] = if place.for_measuring { &JAVA_OPTIONS_FOR_MEASURING } else { &JAVA_OPTIONS };
+    command.args(options).args(["-cp", &classpath, "kafka.Kafka"]).arg(&properties);
     // Its own shutdown takes seconds, to keep data that nobody will read.
     place.launch("kafka", &mut command, Stop("KILL"), port, &|| knows_a_broker(port).is_some())
 }

@@ -132,6 +132,7 @@ impl Plan {
             redis: tests || covers("roost-redis"),
             postgres: tests || covers("roost-postgres"),
             cores: None,
+            for_measuring: false,
         }
     }
 }
