@@ -69,6 +69,15 @@ enum WriteError {
     Injected,
 }
 
+/// What a fail point does here: `return` fails the transaction, `return(crash)` ends the process as a real crash does.
+#[cfg(feature = "failpoints")]
+fn injected<T>(how: Option<String>) -> Result<T, WriteError> {
+    if how.as_deref() == Some("crash") {
+        std::process::abort();
+    }
+    Err(WriteError::Injected)
+}
+
 impl Writer {
     /// Starts the thread.
     pub fn start(
@@ -140,9 +149,9 @@ impl Writer {
             round = self.maintain(everything)?;
             pages += PAGES_PER_SLOT * (round.begins.len() + 1);
         }
-        fail::fail_point!("log-before-commit", |_| Err(WriteError::Injected));
+        fail::fail_point!("log-before-commit", injected);
         self.connection.prepare_cached("COMMIT")?.execute([])?;
-        fail::fail_point!("log-after-commit", |_| Err(WriteError::Injected));
+        fail::fail_point!("log-after-commit", injected);
         metrics::histogram!("roost_log_commit_seconds").record(begun.elapsed().as_secs_f64());
         self.checkpoint.wrote(pages);
         Ok((results, round))
