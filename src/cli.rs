@@ -121,8 +121,8 @@ pub struct GatewayArgs {
     /// Sessions at most; more are refused with the time to come back.
     #[arg(long, env = "ROOST_SESSIONS_MAX", default_value_t = 1_000_000)]
     pub sessions_max: usize,
-    /// How long the registry remembers a gateway that has gone silent.
-    #[arg(long, env = "ROOST_LEASE_MS", default_value_t = 10_000)]
+    /// How long the registry remembers a gateway that has gone silent; 1,000 to 30,000.
+    #[arg(long, env = "ROOST_LEASE_MS", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1_000..=30_000))]
     pub lease_ms: u64,
     /// How long a stop may take: sessions are told to reconnect and what is in flight is finished.
     #[arg(long, env = "ROOST_GRACE_MS", default_value_t = 10_000)]

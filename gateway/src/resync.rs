@@ -72,11 +72,13 @@ async fn tell(shared: &Arc<Shared>, mut sessions: VecDeque<(SessionEntry, Form)>
                     shared.mailboxes[shard].put(Mail::Heads { session: entry.session_id, frame });
                 }
             }
-            Err(error) => {
+            Err(error @ StoreError::Unavailable(_)) => {
                 tracing::warn!(%error, "sessions wait to be told their heads");
                 sessions.push_front((entry, form));
                 tokio::time::sleep(RETRY).await;
             }
+            // Asking again brings the same: the others must not wait for it.
+            Err(error) => tracing::error!(%error, user = %entry.user_id, "a session cannot be told its heads"),
         }
     }
 }

@@ -23,7 +23,7 @@ use sweep::Sweep;
 pub(crate) use note::note_gateway;
 
 /// Entries in one call of the Registry.
-const BATCH_ENTRIES: usize = 1_000;
+const BATCH_ENTRIES: usize = 500;
 /// Removals that wait for a Registry that is away. Beyond, they are left to the lease's end.
 const REMOVALS_WAITING_MAX: usize = 200_000;
 /// How often entries are made up for.

@@ -250,7 +250,10 @@ impl Session {
         if !self.close.may_send() || matches!(self.phase, Phase::Finished) {
             return;
         }
-        if self.queue.bytes() + frame.len() > context.queue_bytes_hard() {
+        // An empty queue takes whatever fits at all: else a full page would close its own reader under pressure.
+        let limit =
+            if self.queue.bytes() == 0 { context.settings.queue_bytes_hard } else { context.queue_bytes_hard() };
+        if self.queue.bytes() + frame.len() > limit {
             self.queue.drop_unstarted();
             self.begin_close(CloseCode::Slow, context);
             return;

@@ -200,6 +200,8 @@ impl Machine {
             return;
         }
         found.generation = generation;
+        // A topic that was made anew begins below what was committed of the old one.
+        found.committed = None;
         found.intake.clear();
         found.intake.started(Some(bounds.begin));
         found.plan = None;
