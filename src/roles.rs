@@ -123,6 +123,10 @@ pub async fn migrate(args: &MigrateArgs) -> Result<(), Problem> {
 fn own_origins(listen: SocketAddr) -> Vec<String> {
     let port = listen.port();
     let mut origins = Vec::new();
+    // Port 0 takes a free one, which nobody's page can name beforehand.
+    if port == 0 {
+        return origins;
+    }
     if !listen.ip().is_unspecified() {
         origins.push(format!("http://{listen}"));
     }
