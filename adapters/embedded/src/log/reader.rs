@@ -65,6 +65,8 @@ fn read_chunks(
     bytes_max: usize,
 ) -> Result<Read, LogError> {
     let (topic, partition) = shared.slot_place(slot);
+    // The file may be ahead: what is committed but not made known yet is not there for consumers.
+    let end = shared.partitions[slot].end();
     let (first_key, last_key) = (chunk::key(topic, partition, 0), chunk::last_key(topic, partition));
     let select = "SELECT id, records, payload FROM chunk WHERE id BETWEEN
         (SELECT MAX(id) FROM chunk WHERE id BETWEEN ?1 AND ?2) AND ?3 ORDER BY id";
@@ -81,6 +83,9 @@ fn read_chunks(
             let at = chunk::position(id) + index as u64;
             if at < position {
                 continue;
+            }
+            if at >= end && !records.is_empty() {
+                return Ok(Read::Records(records));
             }
             bytes += payload.len();
             if records.len() == records_max || (bytes > bytes_max && !records.is_empty()) {
