@@ -88,8 +88,14 @@ async fn two_workers_with_two_lanes_each() {
         let run = talkers(&cluster, &people).await;
         let mut talk = Some(run.talk(seed(), 150));
         let worker = &mut cluster.persist[round % 2];
-        // It leaves the group at once, so that the round begins with an assignment.
-        assert_eq!(worker.stop().await, Some(0));
+        if point.contains("replay") {
+            // There is something to replay only after a crash.
+            run.burst(10).await;
+            worker.kill().await;
+        } else {
+            // It leaves the group at once, so that the round begins with an assignment.
+            assert_eq!(worker.stop().await, Some(0));
+        }
         crash_at(worker, point, &mut talk).await;
         worker.restart(None).await;
         tokio::time::sleep(Duration::from_millis(500)).await;
