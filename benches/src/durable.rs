@@ -30,6 +30,8 @@ pub struct Options {
 }
 
 const BODY_BYTES: usize = 128;
+/// Java compiles what is hot while it runs: before that a broker's figures are its compiler's.
+const WARM_UP: Duration = Duration::from_secs(20);
 /// The most a second is the highest rate whose p99 stays below this.
 const P99_MS_MAX: f64 = 250.0;
 
@@ -54,7 +56,7 @@ async fn measure(name: &str, composition: Composition, options: &Options) -> Res
     let load = Load {
         per_second: options.per_second,
         during: Duration::from_secs(options.seconds),
-        warm_up: Duration::from_secs(5),
+        warm_up: WARM_UP,
         body_bytes: BODY_BYTES,
     };
     let cpu_before = installation.cpu_micros();
