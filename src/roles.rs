@@ -1,6 +1,7 @@
 //! The roles: each wires its crates to the backends, says that it is ready, and stops in order on SIGTERM.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -30,7 +31,8 @@ pub async fn serve(args: &ServeArgs) -> Result<(), Problem> {
     let backends = Backends::open(&args.backend).await?;
     let registry = compose::registry(&args.registry.registry, &backends.clock)?;
     let delivery = compose::local_delivery();
-    let api = make_api(&backends, &registry, String::new()).await?;
+    let stopping = Stopping::default();
+    let api = make_api(&backends, &registry, String::new(), &stopping).await?;
     delivery.attach(api.sink());
     let sender: Arc<dyn Delivery> = delivery.clone();
     let persist = start_persist(&backends, &sender, &args.persist);
@@ -40,6 +42,7 @@ pub async fn serve(args: &ServeArgs) -> Result<(), Problem> {
     delivery.attach(gateway.sink());
     println!("roost serve is ready: http://{}", gateway.address());
     stop_asked().await;
+    stopping.0.store(true, Ordering::Relaxed);
     let grace = Duration::from_millis(args.gateway.grace_ms);
     gateway.drain(grace).await;
     server.shut_down(grace / 4).await;
@@ -53,11 +56,13 @@ pub async fn gateway(args: &GatewayRoleArgs) -> Result<(), Problem> {
     let backends = Backends::open(&args.backend).await?;
     let registry = compose::registry(&args.registry.registry, &backends.clock)?;
     let door = MeshDoor::open(&args.mesh, &args.secret).await?;
-    let server = operations(&backends, &registry);
+    let stopping = Stopping::default();
+    let server = operations(&backends, &stopping);
     let gateway = start_gateway(&args.gateway, &backends, &registry, door.address.clone(), &server).await?;
     door.lead_to(gateway.sink());
     println!("roost gateway is ready: http://{} (deliveries at {})", gateway.address(), door.address);
     stop_asked().await;
+    stopping.0.store(true, Ordering::Relaxed);
     let grace = Duration::from_millis(args.gateway.grace_ms);
     gateway.drain(grace).await;
     door.close().await;
@@ -70,7 +75,7 @@ pub async fn persist(args: &PersistRoleArgs) -> Result<(), Problem> {
     let backends = Backends::open(&args.backend).await?;
     let delivery = compose::mesh_delivery(&compose::mesh_config(args.secret.mesh_secret_file.as_deref())?);
     let worker = start_persist(&backends, &delivery, &args.persist);
-    let _health = serve_health(&args.health, &backends, None).await?;
+    let _health = serve_health(&args.health, &backends).await?;
     println!("roost persist is ready");
     stop_asked().await;
     worker.stop().await;
@@ -83,7 +88,7 @@ pub async fn fanout(args: &FanoutRoleArgs) -> Result<(), Problem> {
     let registry = compose::registry(&args.registry.registry, &backends.clock)?;
     let delivery = compose::mesh_delivery(&compose::mesh_config(args.secret.mesh_secret_file.as_deref())?);
     let worker = start_fanout(&backends, &registry, &delivery);
-    let _health = serve_health(&args.health, &backends, Some(&registry)).await?;
+    let _health = serve_health(&args.health, &backends).await?;
     println!("roost fanout is ready");
     stop_asked().await;
     worker.stop().await;
@@ -95,7 +100,8 @@ pub async fn api(args: &ApiRoleArgs) -> Result<(), Problem> {
     let backends = Backends::open(&args.backend).await?;
     let registry = compose::registry(&args.registry.registry, &backends.clock)?;
     let door = MeshDoor::open(&args.mesh, &args.secret).await?;
-    let api = make_api(&backends, &registry, door.address.clone()).await?;
+    let stopping = Stopping::default();
+    let api = make_api(&backends, &registry, door.address.clone(), &stopping).await?;
     door.lead_to(api.sink());
     let server = api.server();
     let listener = listen(args.listen).await?;
@@ -106,6 +112,7 @@ pub async fn api(args: &ApiRoleArgs) -> Result<(), Problem> {
     });
     println!("roost api is ready: http://{address} (deliveries at {})", door.address);
     stop_asked().await;
+    stopping.0.store(true, Ordering::Relaxed);
     server.shut_down(Duration::from_millis(args.grace_ms)).await;
     serving.abort();
     door.close().await;
@@ -202,7 +209,12 @@ fn start_fanout(backends: &Backends, registry: &Arc<dyn Registry>, delivery: &Ar
 }
 
 /// The REST services, with a key to sign tokens with.
-async fn make_api(backends: &Backends, registry: &Arc<dyn Registry>, address: String) -> Result<Arc<Api>, Problem> {
+async fn make_api(
+    backends: &Backends,
+    registry: &Arc<dyn Registry>,
+    address: String,
+    stopping: &Stopping,
+) -> Result<Arc<Api>, Problem> {
     let endpoint = Endpoint { address, incarnation: Incarnation::new() };
     let ports = roost_api::Ports {
         log: Arc::clone(&backends.log),
@@ -210,23 +222,22 @@ async fn make_api(backends: &Backends, registry: &Arc<dyn Registry>, address: St
         registry: Arc::clone(registry),
         clock: Arc::clone(&backends.clock),
     };
-    let api = Api::new(roost_api::Config::new(endpoint), ports, probes(backends, Some(registry)));
+    let api = Api::new(roost_api::Config::new(endpoint), ports, probes(backends, stopping));
     compose::patiently("store", async || api.prepare().await, compose::store_is_away).await?;
     Ok(api)
 }
 
 /// Health and readiness, for processes without REST.
-fn operations(backends: &Backends, registry: &Arc<dyn Registry>) -> Server {
-    Api::operations_server(&nobody(), probes(backends, Some(registry)))
+fn operations(backends: &Backends, stopping: &Stopping) -> Server {
+    Api::operations_server(&nobody(), probes(backends, stopping))
 }
 
 async fn serve_health(
     args: &HealthArgs,
     backends: &Backends,
-    registry: Option<&Arc<dyn Registry>>,
 ) -> Result<Option<tokio::task::JoinHandle<std::io::Result<()>>>, Problem> {
     let Some(address) = args.health_listen else { return Ok(None) };
-    let server = Api::operations_server(&nobody(), probes(backends, registry));
+    let server = operations(backends, &Stopping::default());
     let listener = listen(address).await?;
     Ok(Some(tokio::spawn(async move { server.serve(listener).await })))
 }
@@ -236,8 +247,9 @@ fn nobody() -> roost_api::Config {
     roost_api::Config::new(Endpoint { address: String::new(), incarnation: Incarnation::new() })
 }
 
-fn probes(backends: &Backends, registry: Option<&Arc<dyn Registry>>) -> Probes {
-    let (log, store) = (Arc::clone(&backends.log), Arc::clone(&backends.store));
+/// What readiness asks. Not the registry: without it everything goes on by asking all gateways.
+fn probes(backends: &Backends, stopping: &Stopping) -> Probes {
+    let (log, store, stopping) = (Arc::clone(&backends.log), Arc::clone(&backends.store), stopping.clone());
     let check_log: ReadinessCheck = Arc::new(move || {
         let log = Arc::clone(&log);
         async move { log.check().await.map_err(|error| error.to_string()) }.boxed()
@@ -246,17 +258,16 @@ fn probes(backends: &Backends, registry: Option<&Arc<dyn Registry>>) -> Probes {
         let store = Arc::clone(&store);
         async move { store.check().await.map_err(|error| error.to_string()) }.boxed()
     });
-    let mut readiness = vec![("log", check_log), ("store", check_store)];
-    if let Some(registry) = registry {
-        let registry = Arc::clone(registry);
-        let check: ReadinessCheck = Arc::new(move || {
-            let registry = Arc::clone(&registry);
-            async move { registry.check().await.map_err(|error| error.to_string()) }.boxed()
-        });
-        readiness.push(("registry", check));
-    }
-    Probes { readiness, metrics: None }
+    let goes_on: ReadinessCheck = Arc::new(move || {
+        let outcome = if stopping.0.load(Ordering::Relaxed) { Err("it is being stopped".to_owned()) } else { Ok(()) };
+        std::future::ready(outcome).boxed()
+    });
+    Probes { readiness: vec![("process", goes_on), ("log", check_log), ("store", check_store)], metrics: None }
 }
+
+/// Set once a stop was asked for: no new clients should be sent here.
+#[derive(Clone, Default)]
+struct Stopping(Arc<AtomicBool>);
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, Problem> {
     TcpListener::bind(address).await.map_err(|error| {
