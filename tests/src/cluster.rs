@@ -202,6 +202,13 @@ impl Cluster {
         }
     }
 
+    /// How often partitions have been claimed so far, by whomever.
+    pub async fn claims(&self) -> u64 {
+        let url = self.settings.iter().skip_while(|flag| *flag != "--store").nth(1).expect("a distributed cluster");
+        let sum = Manifest::read().sql(url, "select sum(owner_epoch) from partition_offset").await;
+        sum.parse().expect("a number")
+    }
+
     /// Where clients connect: gateways in turn.
     pub fn url(&self, client: usize) -> String {
         self.gateways[client % self.gateways.len()].address().to_owned()

@@ -58,11 +58,25 @@ async fn a_gateway_is_killed(cluster: &mut Cluster, people: &[Account]) {
 
 async fn a_persist_worker_is_killed(cluster: &mut Cluster, people: &[Account]) {
     let fault = Fault::prepare("F15: persist worker", cluster, people).await;
+    let before = cluster.claims().await;
     cluster.persist[0].kill().await;
     // The other one takes over once the group has noticed.
     tokio::time::sleep(Duration::from_secs(12)).await;
+    assert!(cluster.claims().await > before, "inconclusive: nobody has claimed its partitions");
     cluster.persist[0].restart(None).await;
     fault.healed().await;
+}
+
+async fn a_persist_worker_is_frozen_and_continued(cluster: &mut Cluster, people: &[Account]) {
+    let fault = Fault::prepare("F16: frozen persist worker", cluster, people).await;
+    let before = cluster.claims().await;
+    cluster.persist[1].freeze();
+    // Longer than the group waits for it: its partitions are another's when it goes on.
+    tokio::time::sleep(Duration::from_secs(14)).await;
+    let after = cluster.claims().await;
+    cluster.persist[1].thaw();
+    fault.healed().await;
+    assert!(after > before, "inconclusive: nobody has claimed its partitions");
 }
 
 async fn a_fanout_worker_is_killed(cluster: &mut Cluster, people: &[Account]) {
@@ -98,6 +112,8 @@ async fn redis_is_killed_and_comes_back_empty(cluster: &mut Cluster, people: &[A
     tokio::time::sleep(Duration::from_secs(2)).await;
     redis.restart().await;
     fault.healed().await;
+    let noticed = cluster.gateways.iter().all(|gateway| gateway.log().contains("the registry is away"));
+    assert!(noticed, "inconclusive: the gateways did not notice");
 }
 
 #[tokio::test]
@@ -109,6 +125,7 @@ async fn every_part_is_killed_in_turn_and_nothing_is_lost() {
     let people = &register(&cluster, 10).await;
     a_gateway_is_killed(&mut cluster, people).await;
     a_persist_worker_is_killed(&mut cluster, people).await;
+    a_persist_worker_is_frozen_and_continued(&mut cluster, people).await;
     a_fanout_worker_is_killed(&mut cluster, people).await;
     kafka_is_killed(&mut cluster, people).await;
     postgres_stops_at_once(&mut cluster, people).await;
