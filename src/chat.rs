@@ -66,11 +66,10 @@ pub async fn run(args: &ChatArgs) -> Result<(), Problem> {
     let rest = Rest::new(args.api.as_deref().unwrap_or(&args.server)).map_err(problem)?;
     let (name, tokens) = log_in(args, &rest, &screen, &mut lines).await?;
     let mut people = People { rest, names: HashMap::from([(tokens.user_id, name)]) };
-    let to = match &args.to {
-        Some(to) => to.clone(),
-        None => screen.ask("Chat with: ", &mut lines).await.ok_or_else(left)?,
+    let room = match &args.to {
+        Some(to) => people.open(&tokens, to).await?,
+        None => people.ask_for_a_room(&tokens, &screen, &mut lines).await?,
     };
-    let room = people.open(&tokens, &to).await?;
     let state = people.state_of(&tokens).await.map_err(problem)?;
     let config = Config {
         api_url: args.api.clone(),
@@ -246,6 +245,22 @@ struct People {
 }
 
 impl People {
+    /// Asks until somebody is found: the other may be about to register.
+    async fn ask_for_a_room(
+        &mut self,
+        tokens: &Tokens,
+        screen: &Screen,
+        lines: &mut mpsc::Receiver<String>,
+    ) -> Result<Room, Problem> {
+        loop {
+            let name = screen.ask("Chat with: ", lines).await.ok_or_else(left)?;
+            match self.open(tokens, &name).await {
+                Ok(room) => return Ok(room),
+                Err(problem) => screen.note(&problem.to_string()),
+            }
+        }
+    }
+
     /// Finds a person and the direct conversation with them.
     async fn open(&mut self, tokens: &Tokens, name: &str) -> Result<Room, Problem> {
         let found = self.rest.find_user(&tokens.access_token, name).await.map_err(problem)?;
