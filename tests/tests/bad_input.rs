@@ -12,7 +12,7 @@ use roost_tests::raw::{Raw, Wire, exchange, handshake, masked, status};
 use serde_json::{Value, json};
 
 /// Longer than the server lets anything hang.
-const SILENT: Duration = Duration::from_secs(30);
+const SILENT: Duration = LIVENESS;
 
 /// An installation with one conversation of two good people.
 struct Place {

@@ -77,6 +77,20 @@ async fn embedded() {
     }
 }
 
+/// There is something to replay only after a crash, for whoever gets its partitions: until it is the one that is armed.
+async fn crash_in_replay(worker: &mut Process, point: &str) {
+    for _ in 0..6 {
+        worker.start_to_crash("persist-before-publish=3*off->return(crash)").await;
+        assert!(worker.crashed(LIVENESS).await, "inconclusive: nothing was left to replay");
+        worker.start_to_crash(&action(point)).await;
+        if worker.crashed(Duration::from_secs(20)).await {
+            return;
+        }
+        assert_eq!(worker.stop().await, Some(0));
+    }
+    panic!("inconclusive: {point} was never reached");
+}
+
 /// A third of the points on a cluster of its own: most of a round is waiting for the group.
 async fn rounds_with_two_workers(third: usize) {
     let mut cluster = Cluster::start(Composition::Distributed, Size { gateways: 1, persist: 2, fanout: 1 }).await;
@@ -86,15 +100,13 @@ async fn rounds_with_two_workers(third: usize) {
         let run = talkers(&cluster, &people).await;
         let mut talk = Some(run.talk(seed(), 80));
         let worker = &mut cluster.persist[round % 2];
+        // It leaves the group at once, so that the round begins with an assignment.
+        assert_eq!(worker.stop().await, Some(0));
         if point.contains("replay") {
-            // There is something to replay only after a crash.
-            run.burst(10).await;
-            worker.kill().await;
+            crash_in_replay(worker, point).await;
         } else {
-            // It leaves the group at once, so that the round begins with an assignment.
-            assert_eq!(worker.stop().await, Some(0));
+            crash_at(worker, point, &mut talk).await;
         }
-        crash_at(worker, point, &mut talk).await;
         worker.restart(None).await;
         tokio::time::sleep(Duration::from_millis(500)).await;
         if let Some(talk) = talk {
