@@ -152,7 +152,7 @@ async fn start_gateway(
 ) -> Result<GatewayHandle, Problem> {
     let (sender, handed_over) = mpsc::channel(HANDED_OVER_MAX);
     tokio::spawn(serve_handed_over(handed_over, http.clone()));
-    let names = roost_api::Config::new(Endpoint { address: String::new(), incarnation: Incarnation::new() });
+    let names = nobody();
     let keys = StoreKeys::new(Arc::clone(&backends.store), Arc::clone(&backends.clock), &names.issuer, &names.audience);
     let mut config = roost_gateway::Config::new(args.listen);
     if args.shards > 0 {
@@ -242,7 +242,7 @@ async fn serve_health(
     Ok(Some(tokio::spawn(async move { server.serve(listener).await })))
 }
 
-/// The limits of a server that takes no verdicts.
+/// The names and limits of a process that takes no verdicts.
 fn nobody() -> roost_api::Config {
     roost_api::Config::new(Endpoint { address: String::new(), incarnation: Incarnation::new() })
 }
