@@ -13,8 +13,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use crate::mailbox::Wake;
-use crate::slab::Key;
+pub use crate::mailbox::Wake;
+pub use crate::slab::Key;
 
 /// The frames of one send.
 pub type Frames = SmallVec<[Bytes; 4]>;
