@@ -2,9 +2,6 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-/// Descriptors kept for everything that is no session.
-const DESCRIPTORS_RESERVED: usize = 256;
-
 /// Counts of connections.
 pub(crate) struct Admission {
     connections: AtomicUsize,
@@ -16,15 +13,13 @@ pub(crate) struct Admission {
 }
 
 impl Admission {
-    pub(crate) fn new(sessions_max: usize, openings_max: usize) -> Self {
-        // A quarter is the most that is kept back, so that a small limit still leaves room for sessions.
-        let descriptors = descriptors_max().map_or(usize::MAX, |max| max - DESCRIPTORS_RESERVED.min(max / 4));
+    pub(crate) fn new(connections_max: usize, openings_max: usize) -> Self {
         Self {
             connections: AtomicUsize::new(0),
             openings: AtomicUsize::new(0),
             live: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
-            connections_max: sessions_max.min(descriptors),
+            connections_max,
             openings_max,
         }
     }
@@ -76,11 +71,4 @@ impl Admission {
     pub(crate) fn live(&self) -> usize {
         self.live.load(Ordering::Relaxed)
     }
-}
-
-/// The process's soft limit, where the system tells it.
-fn descriptors_max() -> Option<usize> {
-    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
-    let line = limits.lines().find(|line| line.starts_with("Max open files"))?;
-    line.split_whitespace().nth(3)?.parse().ok()
 }

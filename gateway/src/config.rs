@@ -17,6 +17,8 @@ pub enum Io {
     /// The best one that works here.
     #[default]
     Auto,
+    /// io_uring, or no start at all.
+    Uring,
     /// Readiness: epoll or kqueue.
     Portable,
 }
@@ -130,6 +132,14 @@ pub enum StartError {
     /// The system refuses what a shard needs.
     #[error("cannot start a shard: {0}")]
     Shard(#[source] std::io::Error),
+    /// io_uring was asked for by name, and does not work here.
+    #[cfg(target_os = "linux")]
+    #[error("io_uring was asked for: {0}. Without asking for it the portable driver is used")]
+    Io(#[from] crate::driver::uring::Refusal),
+    /// io_uring was asked for by name, and this system has none.
+    #[cfg(not(target_os = "linux"))]
+    #[error("io_uring was asked for, and only Linux has it. Without asking for it the portable driver is used")]
+    Io,
     /// The Store did not say which history this is.
     #[error("the store does not answer: {0}")]
     Store(#[from] roost_ports::store::StoreError),

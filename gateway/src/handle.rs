@@ -18,14 +18,13 @@ use tokio::task::JoinHandle;
 
 use crate::admission::Admission;
 use crate::config::{Config, Ports, StartError};
-use crate::driver::portable::Portable;
+use crate::drivers::Drivers;
 use crate::egress::Egress;
 use crate::mail::Mail;
 use crate::mailbox::Mailbox;
 use crate::membership::{Membership, note_gateway};
 use crate::metrics::Metrics;
 use crate::resync;
-use crate::shard::Shard;
 use crate::shared::{Lease, Shared};
 
 const BACKLOG: i32 = 4_096;
@@ -60,13 +59,14 @@ impl Gateway {
         let epoch = ports.store.epoch().await?;
         let listener = listen(config.listen).map_err(|source| StartError::Listen { address: config.listen, source })?;
         let address = listener.local_addr().map_err(StartError::Shard)?;
+        let drivers = Drivers::new(&config, listener)?;
         let (membership, changes) = mpsc::channel(CHANNEL_LETTERS);
         let (resync, wanted) = mpsc::channel(CHANNEL_LETTERS);
         let shared = Arc::new(Shared {
             settings: settings(&config, origins),
             runtime: Handle::current(),
             mailboxes: (0..config.shards).map(|_| Mailbox::new(config.mailbox_bytes_max)).collect(),
-            admission: Admission::new(config.sessions_max, config.openings_max),
+            admission: Admission::new(config.sessions_max.min(drivers.connections_max()), config.openings_max),
             lease: Lease::new(Incarnation::new(), ports.clock.steady_ms() + config.lease_ttl_ms),
             membership,
             resync,
@@ -79,7 +79,8 @@ impl Gateway {
             config,
             ports,
         });
-        let threads = start_shards(&shared, listener).map_err(StartError::Shard)?;
+        let io = drivers.name();
+        let threads = drivers.start(&shared).map_err(StartError::Shard)?;
         let tasks = vec![
             tokio::spawn(Membership::new(Arc::clone(&shared), changes).run()),
             tokio::spawn(note_gateway(Arc::clone(&shared))),
@@ -88,7 +89,7 @@ impl Gateway {
         tracing::info!(
             %address,
             shards = shared.config.shards,
-            io = "portable",
+            io,
             asked = ?shared.config.io,
             connections_max = shared.admission.connections_max(),
             incarnation = %shared.lease.incarnation(),
@@ -206,22 +207,4 @@ fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
-}
-
-/// Drivers are made before any thread starts, so that a refusal is an error of the start.
-fn start_shards(shared: &Arc<Shared>, listener: TcpListener) -> std::io::Result<Vec<std::thread::JoinHandle<()>>> {
-    let mut listener = Some(listener);
-    let shards = (0..shared.config.shards)
-        .map(|index| {
-            let accepts = listener.is_some();
-            Ok(Shard::new(Arc::clone(shared), index, Portable::new(listener.take())?, accepts))
-        })
-        .collect::<std::io::Result<Vec<_>>>()?;
-    shards
-        .into_iter()
-        .enumerate()
-        .map(|(index, shard)| {
-            std::thread::Builder::new().name(format!("roost-shard-{index}")).spawn(move || shard.run())
-        })
-        .collect()
 }

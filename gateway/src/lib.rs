@@ -10,6 +10,7 @@ mod config;
 // Not for users of the gateway: the conformance suite runs an echo on the very drivers that the shards use.
 #[doc(hidden)]
 pub mod driver;
+mod drivers;
 mod egress;
 mod handle;
 mod ingress;

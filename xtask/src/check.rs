@@ -82,7 +82,7 @@ fn length_findings(workspace: &Workspace) -> (Result<()>, Result<()>) {
     (listed(lengths::growth(&ratchet, &present)), listed(unsafe_places))
 }
 
-/// Lints, `unsafe_code = "forbid"` first of all, stand in the workspace and hold for a package only if it says so.
+/// Lints, `unsafe_code = "deny"` first of all, stand in the workspace and hold for a package only if it says so.
 fn packages_without_lints(workspace: &Workspace) -> Vec<String> {
     let inherits = |package: &Package| {
         let text = std::fs::read_to_string(&package.manifest_path).unwrap_or_default();

@@ -5,6 +5,8 @@
 //! lent until the next call. Readiness does not show here: the portable driver adapts.
 
 pub mod portable;
+#[cfg(target_os = "linux")]
+pub mod uring;
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};
@@ -132,4 +134,9 @@ pub trait Driver {
 
     /// How others wake this driver out of `wait`.
     fn wake(&self) -> Wake;
+
+    /// Connections that it can have at once. Keys with higher slots are not to be adopted.
+    fn connections_max(&self) -> usize {
+        usize::MAX
+    }
 }

@@ -94,6 +94,10 @@ impl<D: Driver> Shard<D> {
         let session = Session::new(&self.shared.settings, self.now);
         let bytes_max = session.read_budget();
         let key = self.sessions.insert(Entry::new(session, peer));
+        if key.slot as usize >= self.driver.connections_max() {
+            // The shards' shares have become uneven. Its peer comes back, and to another shard.
+            return self.forget(key);
+        }
         self.driver.submit(Submission::Adopt { key, stream, bytes_max });
         if let Some(entry) = self.sessions.get_mut(key) {
             entry.receives = u32::try_from(bytes_max).unwrap_or(u32::MAX);

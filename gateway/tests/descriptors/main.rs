@@ -12,6 +12,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use client::Client;
+use roost_gateway::{Config, Io};
 use roost_protocol::frames::{ClientBody, Form};
 use socket2::{Domain, Socket, Type};
 use tokio::net::TcpStream;
@@ -50,7 +51,8 @@ async fn converse(stream: TcpStream, address: std::net::SocketAddr) -> Client {
 #[tokio::test(flavor = "multi_thread")]
 async fn accepting_pauses_without_spinning_and_those_who_are_there_stay() {
     let world = World::new();
-    let gateway = world.start(World::config()).await;
+    // The io_uring driver's connections are no descriptors of the process.
+    let gateway = world.start(Config { io: Io::Portable, ..World::config() }).await;
     let mut stat = std::fs::File::open("/proc/self/stat").expect("Linux");
     // The clients' own descriptors are there before the limit falls.
     let sockets: Vec<Socket> = (0..20).map(|_| Socket::new(Domain::IPV4, Type::STREAM, None).unwrap()).collect();

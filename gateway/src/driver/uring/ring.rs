@@ -1,0 +1,303 @@
+//! The ring itself: submissions into the kernel, completions out of it.
+#![allow(unsafe_code, reason = "the kernel is given addresses and descriptors")]
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::TcpStream;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use io_uring::register::Restriction;
+use io_uring::squeue::{Entry, Flags};
+use io_uring::types::{CancelBuilder, Fd, Fixed, SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, opcode};
+
+use super::buffers::GROUP;
+use super::sends::Outgoing;
+
+/// Submissions that wait for one call.
+const SUBMISSIONS: u32 = 1024;
+/// Completions that the kernel has room for; beyond, it keeps them in a list of its own.
+const COMPLETIONS: u32 = 4096;
+/// Threads of the kernel for what may block; only the closing of a writing half does.
+const KERNEL_WORKERS_MAX: u32 = 2;
+
+/// In place of a slot: the shard's waker.
+pub(super) const WAKER: u32 = u32::MAX;
+/// In place of a slot: the listener.
+pub(super) const LISTENER: u32 = u32::MAX - 1;
+
+/// From linux/io_uring.h: the two registrations that a running driver needs.
+const REGISTER_FILES_UPDATE: u8 = 6;
+const REGISTER_WORKERS_MAX: u8 = 19;
+
+/// What a completion is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(super) enum Kind {
+    Poll,
+    Receive,
+    Send,
+    Shutdown,
+    Cancel,
+    Close,
+    Install,
+}
+
+const KINDS: [Kind; 7] =
+    [Kind::Poll, Kind::Receive, Kind::Send, Kind::Shutdown, Kind::Cancel, Kind::Close, Kind::Install];
+
+/// What is asked of the kernel for a slot.
+pub(super) enum Operation {
+    Poll,
+    Receive { bytes: u32 },
+    ReceiveMany,
+    Send(Outgoing),
+    Shutdown,
+    CancelPoll,
+    CancelReceive,
+    CancelAll,
+    Close,
+    Install,
+}
+
+/// What the kernel has to say.
+#[derive(Clone, Copy)]
+pub(super) struct Completed {
+    user_data: u64,
+    result: i32,
+    flags: u32,
+}
+
+impl Completed {
+    pub(super) fn slot(&self) -> u32 {
+        self.user_data as u32
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        KINDS[(self.user_data >> 32) as usize]
+    }
+
+    pub(super) fn result(&self) -> io::Result<usize> {
+        usize::try_from(self.result).map_err(|_| io::Error::from_raw_os_error(-self.result))
+    }
+
+    /// More completions come for the same submission.
+    pub(super) fn more(&self) -> bool {
+        cqueue::more(self.flags)
+    }
+
+    pub(super) fn buffer(&self) -> Option<u16> {
+        cqueue::buffer_select(self.flags)
+    }
+
+    /// The kernel had more bytes than it gave.
+    pub(super) fn has_more_bytes(&self) -> bool {
+        cqueue::sock_nonempty(self.flags)
+    }
+
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.result == -libc::ECANCELED
+    }
+
+    /// Of a poll: the peer has closed, or the connection is broken.
+    pub(super) fn says_hung_up(&self) -> bool {
+        const HUNG_UP: i32 = (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) as i32;
+        self.result < 0 || self.result & HUNG_UP != 0
+    }
+}
+
+/// A ring, restricted to what the driver does.
+pub(super) struct Ring {
+    inner: IoUring,
+    files_max: usize,
+    /// Submissions whose last completion has not come.
+    under_way: u64,
+}
+
+impl Ring {
+    /// A ring that can do nothing yet, with room for so many files.
+    pub(super) fn new(files_max: usize) -> io::Result<Self> {
+        let inner = IoUring::builder()
+            .dontfork()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .setup_submit_all()
+            .setup_cqsize(COMPLETIONS)
+            .setup_r_disabled()
+            .build(SUBMISSIONS)?;
+        // The kernel takes no larger table than the process may have descriptors.
+        let files_max = files_max.clamp(1, descriptors_max()?);
+        inner.submitter().register_files_sparse(files_max as u32)?;
+        inner.submitter().register_restrictions(&mut restrictions())?;
+        Ok(Self { inner, files_max, under_way: 0 })
+    }
+
+    /// From now on the ring works, and belongs to this thread.
+    pub(super) fn enable(&self) -> io::Result<()> {
+        let submitter = self.inner.submitter();
+        submitter.register_enable_rings()?;
+        submitter.register_iowq_max_workers(&mut [KERNEL_WORKERS_MAX; 2])
+    }
+
+    pub(super) fn files_max(&self) -> usize {
+        self.files_max
+    }
+
+    pub(super) fn under_way(&self) -> u64 {
+        self.under_way
+    }
+
+    /// # Safety
+    ///
+    /// The entries lie at this address, as many as said, until the ring is dropped.
+    pub(super) unsafe fn register_buffers(&mut self, entries: u64, count: u16, group: u16) -> io::Result<()> {
+        // SAFETY: as our caller promises.
+        unsafe { self.inner.submitter().register_buf_ring_with_flags(entries, count, group, 0) }
+    }
+
+    /// Puts a socket into the table; its descriptor may be closed then.
+    pub(super) fn put_file(&self, slot: u32, stream: &TcpStream) -> io::Result<()> {
+        self.inner.submitter().register_files_update(slot, &[stream.as_raw_fd()]).map(drop)
+    }
+
+    /// Has the kernel tell, again and again, when a descriptor becomes readable. It must outlive the ring.
+    pub(super) fn watch(&mut self, place: u32, descriptor: RawFd, completed: &mut VecDeque<Completed>) {
+        let entry = opcode::PollAdd::new(Fd(descriptor), libc::POLLIN as u32).multi(true).build();
+        self.push_entry(entry.user_data(user_data(place, Kind::Poll)), completed);
+    }
+
+    /// Puts a submission in line. Where there is no room the kernel takes what stands there, and what it completes at
+    /// once is moved to `completed`.
+    pub(super) fn push(&mut self, slot: u32, operation: Operation, completed: &mut VecDeque<Completed>) {
+        self.push_entry(entry(slot, operation), completed);
+    }
+
+    fn push_entry(&mut self, entry: Entry, completed: &mut VecDeque<Completed>) {
+        // SAFETY: addresses in an entry come from `Sends` and from the registered buffers; both outlive the completion.
+        while unsafe { self.inner.submission().push(&entry) }.is_err() {
+            if let Err(error) = self.wait(Some(Duration::ZERO), completed) {
+                // Waiting says so too, and ends the shard.
+                tracing::error!(%error, "the ring takes nothing");
+                return;
+            }
+        }
+        self.under_way += 1;
+    }
+
+    /// Cancels all that is under way: the end is near.
+    pub(super) fn cancel_everything(&mut self, completed: &mut VecDeque<Completed>) {
+        let entry = opcode::AsyncCancel2::new(CancelBuilder::any().all()).build();
+        self.push_entry(entry.user_data(user_data(WAKER, Kind::Cancel)), completed);
+    }
+
+    /// Gives the kernel what stands in line, waits for a completion or the time, and takes all completions.
+    pub(super) fn wait(&mut self, timeout: Option<Duration>, completed: &mut VecDeque<Completed>) -> io::Result<()> {
+        let submitter = self.inner.submitter();
+        let result = match timeout {
+            Some(Duration::ZERO) => submitter.submit(),
+            Some(timeout) => {
+                let time = Timespec::from(timeout);
+                submitter.submit_with_args(1, &SubmitArgs::new().timespec(&time))
+            }
+            None => submitter.submit_and_wait(1),
+        };
+        match result {
+            Ok(_) => {}
+            // The time is up; a signal; or the kernel wants its completions taken, or some memory, first.
+            Err(error)
+                if matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
+            Err(error) => return Err(error),
+        }
+        for entry in self.inner.completion() {
+            let entry = Completed { user_data: entry.user_data(), result: entry.result(), flags: entry.flags() };
+            self.under_way -= u64::from(!entry.more());
+            completed.push_back(entry);
+        }
+        Ok(())
+    }
+}
+
+fn entry(slot: u32, operation: Operation) -> Entry {
+    let file = Fixed(slot);
+    let (kind, entry) = match operation {
+        Operation::Poll => {
+            let events = (libc::POLLIN | libc::POLLRDHUP) as u32;
+            (Kind::Poll, opcode::PollAdd::new(file, events).multi(true).build())
+        }
+        Operation::Receive { bytes } => {
+            let receive = opcode::Recv::new(file, std::ptr::null_mut(), bytes);
+            let entry = receive.buf_group(GROUP).flags(libc::MSG_DONTWAIT).build().flags(Flags::BUFFER_SELECT);
+            (Kind::Receive, entry)
+        }
+        Operation::ReceiveMany => (Kind::Receive, opcode::RecvMulti::new(file, GROUP).build()),
+        Operation::Send(Outgoing::One { address, bytes }) => {
+            (Kind::Send, opcode::Send::new(file, address, bytes).flags(libc::MSG_NOSIGNAL).build())
+        }
+        Operation::Send(Outgoing::Several { header }) => {
+            (Kind::Send, opcode::SendMsg::new(file, header).flags(libc::MSG_NOSIGNAL as u32).build())
+        }
+        Operation::Shutdown => (Kind::Shutdown, opcode::Shutdown::new(file, libc::SHUT_WR).build()),
+        Operation::CancelPoll => (Kind::Cancel, cancel(CancelBuilder::user_data(user_data(slot, Kind::Poll)))),
+        Operation::CancelReceive => (Kind::Cancel, cancel(CancelBuilder::user_data(user_data(slot, Kind::Receive)))),
+        Operation::CancelAll => (Kind::Cancel, cancel(CancelBuilder::fd(file).all())),
+        Operation::Close => (Kind::Close, opcode::Close::new(file).build()),
+        Operation::Install => (Kind::Install, opcode::FixedFdInstall::new(file, 0).build()),
+    };
+    entry.user_data(user_data(slot, kind))
+}
+
+fn cancel(which: CancelBuilder) -> Entry {
+    opcode::AsyncCancel2::new(which).build()
+}
+
+fn user_data(slot: u32, kind: Kind) -> u64 {
+    u64::from(kind as u8) << 32 | u64::from(slot)
+}
+
+/// A ring that is broken into can do what the driver does, and nothing else: it opens no file and connects nowhere.
+fn restrictions() -> Vec<Restriction> {
+    let operations = [
+        opcode::PollAdd::CODE,
+        opcode::Recv::CODE,
+        opcode::Send::CODE,
+        opcode::SendMsg::CODE,
+        opcode::Shutdown::CODE,
+        opcode::AsyncCancel2::CODE,
+        opcode::Close::CODE,
+        opcode::FixedFdInstall::CODE,
+    ];
+    let mut list: Vec<Restriction> = operations.iter().map(|&code| Restriction::sqe_op(code)).collect();
+    list.push(Restriction::sqe_flags_allowed(Flags::FIXED_FILE.bits() | Flags::BUFFER_SELECT.bits()));
+    list.push(Restriction::register_op(REGISTER_FILES_UPDATE));
+    list.push(Restriction::register_op(REGISTER_WORKERS_MAX));
+    list
+}
+
+/// A counter that wakes whoever polls it.
+pub(super) fn event_counter() -> io::Result<OwnedFd> {
+    // SAFETY: no addresses are given.
+    let descriptor = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+    if descriptor < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(own(descriptor as usize))
+}
+
+/// A descriptor that the kernel has just made for us.
+pub(super) fn own(descriptor: usize) -> OwnedFd {
+    // SAFETY: it is new, so that nobody else owns it.
+    unsafe { OwnedFd::from_raw_fd(descriptor as RawFd) }
+}
+
+/// How many descriptors the process may have.
+fn descriptors_max() -> io::Result<usize> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes one `rlimit` to the address.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // The kernel's own limit of a table is a million.
+    Ok(limit.rlim_cur.min(1 << 20) as usize)
+}
