@@ -1,5 +1,6 @@
 //! `cargo xtask test`: installs, builds once, starts the real servers, runs every test, and stops what it started.
 
+mod autobahn;
 mod build;
 mod plan;
 mod report;
@@ -20,13 +21,16 @@ use std::time::{Duration, Instant};
 
 #[derive(clap::Args)]
 pub struct TestOptions {
-    /// Only this stage (check, pure, adapters, services, end-to-end, documentation) or package (protocol, kafka, …);
-    /// may be given more than once.
+    /// Only this stage (check, pure, adapters, services, autobahn, end-to-end, documentation) or package (protocol,
+    /// kafka, …); may be given more than once.
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
     /// Install and start no servers; what needs them is skipped.
     #[arg(long)]
     no_servers: bool,
+    /// Write what the Autobahn suite finds to docs/conformance.md, instead of comparing.
+    #[arg(long)]
+    write: bool,
     /// Handed on to every test program: a filter, --nocapture, …
     #[arg(last = true)]
     arguments: Vec<String>,
@@ -53,7 +57,7 @@ struct Context<'a> {
     janitor: &'a Janitor,
     plan: &'a Plan,
     environment: Vec<(&'static str, String)>,
-    arguments: &'a [String],
+    options: &'a TestOptions,
 }
 
 fn run_all(options: &TestOptions, report: &mut Report) -> Result<()> {
@@ -87,13 +91,7 @@ fn run_all(options: &TestOptions, report: &mut Report) -> Result<()> {
         };
         let skips = janitor.folder().join("skipped");
         let environment = environment(&built, tools.as_ref(), servers.as_ref(), &logs, &skips)?;
-        let context = Context {
-            workspace: &workspace,
-            janitor: &janitor,
-            plan: &plan,
-            environment,
-            arguments: &options.arguments,
-        };
+        let context = Context { workspace: &workspace, janitor: &janitor, plan: &plan, environment, options };
         run_stages(&context, &built, tools.is_some(), report);
         report.skips_from(&skips);
     }
@@ -147,6 +145,8 @@ fn run_stages(context: &Context<'_>, built: &Built, with_servers: bool, report: 
         let mut tally = Tally::default();
         if stage == Stage::Documentation {
             run_documentation(context, begun + STAGE_LIMIT, &mut tally);
+        } else if stage == Stage::Autobahn {
+            run_autobahn(context, built, begun + STAGE_LIMIT, &mut tally);
         } else {
             let programs = built.programs.iter().filter(|program| Stage::of(&program.package) == stage);
             for program in programs {
@@ -163,10 +163,22 @@ fn run_stages(context: &Context<'_>, built: &Built, with_servers: bool, report: 
     }
 }
 
+fn run_autobahn(context: &Context<'_>, built: &Built, deadline: Instant, tally: &mut Tally) {
+    let stage = autobahn::Stage {
+        workspace: context.workspace,
+        janitor: context.janitor,
+        echo: built.echo.as_deref(),
+        may_install: !context.options.no_servers,
+        write: context.options.write,
+        deadline,
+    };
+    autobahn::run(&stage, tally);
+}
+
 fn run_program(context: &Context<'_>, program: &Program, deadline: Instant, tally: &mut Tally) {
     println!("\n-- {}", program.title());
     let mut command = Command::new(&program.executable);
-    command.args(context.arguments).current_dir(&program.folder);
+    command.args(&context.options.arguments).current_dir(&program.folder);
     // As cargo sets them for a test program.
     command.env("CARGO_MANIFEST_DIR", &program.folder).env("CARGO_PKG_NAME", &program.package);
     command.env("CARGO_PKG_VERSION", &program.version);

@@ -35,6 +35,8 @@ pub struct Built {
     pub programs: Vec<Program>,
     /// The program `roost`, if it was covered.
     pub roost: Option<PathBuf>,
+    /// The gateway's example `echo`, if it was covered.
+    pub echo: Option<PathBuf>,
 }
 
 /// Builds, printing cargo's messages.
@@ -87,8 +89,10 @@ impl Built {
         };
         let kind = target.kind.first().cloned().unwrap_or_default();
         if !profile.test {
-            if kind == "bin" && target.name == "roost" {
-                self.roost = Some(executable);
+            match (kind.as_str(), target.name.as_str()) {
+                ("bin", "roost") => self.roost = Some(executable),
+                ("example", "echo") => self.echo = Some(executable),
+                _ => {}
             }
             return;
         }

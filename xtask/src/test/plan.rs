@@ -12,13 +12,21 @@ pub enum Stage {
     Pure,
     Adapters,
     Services,
+    Autobahn,
     EndToEnd,
     Documentation,
 }
 
 impl Stage {
-    pub const ALL: [Stage; 6] =
-        [Stage::Check, Stage::Pure, Stage::Adapters, Stage::Services, Stage::EndToEnd, Stage::Documentation];
+    pub const ALL: [Stage; 7] = [
+        Stage::Check,
+        Stage::Pure,
+        Stage::Adapters,
+        Stage::Services,
+        Stage::Autobahn,
+        Stage::EndToEnd,
+        Stage::Documentation,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -26,6 +34,7 @@ impl Stage {
             Stage::Pure => "pure",
             Stage::Adapters => "adapters",
             Stage::Services => "services",
+            Stage::Autobahn => "autobahn",
             Stage::EndToEnd => "end-to-end",
             Stage::Documentation => "documentation",
         }
@@ -89,6 +98,10 @@ impl Plan {
         }
         if only.is_empty() || documentation {
             packages = all.clone();
+        }
+        if stages.contains(&Stage::Autobahn) {
+            // Its example is what the suite talks to.
+            packages.insert("roost-gateway".to_owned());
         }
         if packages.contains("roost-tests") {
             packages.insert("roost".to_owned());
