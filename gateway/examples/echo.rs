@@ -1,14 +1,17 @@
 //! An echo of WebSocket messages for the Autobahn suite: the gateway's driver, and the session's handshake and codec,
 //! without the chat above them. It is no part of the product.
 //!
-//! `echo portable` listens on a free port of the loopback interface and says which on its first line.
+//! `echo portable` (or `uring`) listens on a free port of the loopback interface and says which on its first line, or
+//! why this machine refuses the driver.
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
 use bytes::{BufMut, Bytes};
 use roost_gateway::driver::portable::Portable;
+#[cfg(target_os = "linux")]
+use roost_gateway::driver::uring::{self, Uring};
 use roost_gateway::driver::{Completion, Driver, Frames, Key, SEND_BYTES_MAX, SEND_FRAMES_MAX, Submission};
 use roost_session::framing::handshake::{Handshake, OriginPolicy, Step};
 use roost_session::framing::websocket::{
@@ -23,14 +26,30 @@ const RECEIVE_BYTES: usize = 64 * 1024;
 /// With so many bytes to be sent, nothing more is read: the peer is to take them first.
 const QUEUE_BYTES_MAX: usize = 1 << 20;
 
+/// The suite opens one at a time.
+#[cfg(target_os = "linux")]
+const CONNECTIONS_MAX: usize = 64;
+
 fn main() -> io::Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     listener.set_nonblocking(true)?;
-    println!("{}", listener.local_addr()?);
     match std::env::args().nth(1).as_deref() {
-        Some("portable") => Echo::new(Portable::new(Some(listener))?).run(),
-        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "say which driver: portable")),
+        Some("portable") => say_and_run(&listener.local_addr()?, Portable::new(Some(listener))?),
+        #[cfg(target_os = "linux")]
+        Some("uring") => match uring::probe() {
+            Ok(()) => say_and_run(&listener.local_addr()?, Uring::new(Some(listener), CONNECTIONS_MAX)?),
+            Err(refusal) => {
+                println!("refused: {refusal}");
+                Ok(())
+            }
+        },
+        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "say which driver: portable or uring")),
     }
+}
+
+fn say_and_run(address: &SocketAddr, driver: impl Driver) -> io::Result<()> {
+    println!("{address}");
+    Echo::new(driver).run()
 }
 
 struct Echo<D> {

@@ -36,8 +36,12 @@ struct Pass {
 /// run apart: it takes as long as all the others.
 const EVERYTHING: [&str; 8] = ["1", "2", "3", "4", "5", "6", "7", "10"];
 const LARGE: [&str; 1] = ["9"];
-const PASSES: [Pass; 2] =
-    [Pass { driver: "portable", sections: &EVERYTHING }, Pass { driver: "portable", sections: &LARGE }];
+const PASSES: [Pass; 4] = [
+    Pass { driver: "portable", sections: &EVERYTHING },
+    Pass { driver: "portable", sections: &LARGE },
+    Pass { driver: "uring", sections: &EVERYTHING },
+    Pass { driver: "uring", sections: &LARGE },
+];
 
 /// The suite gives its peer a second for most answers. A case that ends otherwise than it should is run again alone, so
 /// that a busy machine is not taken for a wrong codec: that one is wrong every time.
@@ -64,14 +68,14 @@ pub fn run(stage: &Stage<'_>, tally: &mut Tally) {
     let mut reference = Outcomes::new();
     for pass in &PASSES {
         match run_pass(stage, &suite, echo, pass) {
-            Ok(Some(outcomes)) => {
+            Ok(outcomes) => {
                 judge(pass, &outcomes, tally);
                 if pass.driver == PASSES[0].driver {
                     reference.extend(outcomes);
                 }
             }
-            Ok(None) => {}
-            Err(message) => tally.fail(format!("autobahn {}: {message}", pass.driver)),
+            Err(Failure::Refused(reason)) => tally.skip(format!("autobahn {}: {reason}", pass.driver)),
+            Err(Failure::Broken(message)) => tally.fail(format!("autobahn {}: {message}", pass.driver)),
         }
     }
     let documented = document::settle(&stage.workspace.root, &reference, stage.write);
@@ -81,14 +85,23 @@ pub fn run(stage: &Stage<'_>, tally: &mut Tally) {
     }
 }
 
-/// `None`: this machine refuses the driver, which has been said.
-fn run_pass(stage: &Stage<'_>, suite: &Suite, echo: &Path, pass: &Pass) -> crate::Result<Option<Outcomes>> {
-    let mut server = stage.janitor.spawn(Command::new(echo).arg(pass.driver).stdout(Stdio::piped()), "KILL")?;
-    let mut address = String::new();
-    let read = server.stdout.take().map(|output| BufReader::new(output).read_line(&mut address));
-    let outcomes = match read {
-        Some(Ok(bytes)) if bytes > 0 => run_against(stage, suite, pass, address.trim()).map(Some),
-        _ => Err("the echo says no address".to_owned()),
+/// Why a pass has no outcomes.
+enum Failure {
+    /// This machine refuses the driver.
+    Refused(String),
+    Broken(String),
+}
+
+fn run_pass(stage: &Stage<'_>, suite: &Suite, echo: &Path, pass: &Pass) -> Result<Outcomes, Failure> {
+    let mut command = Command::new(echo);
+    let server = stage.janitor.spawn(command.arg(pass.driver).stdout(Stdio::piped()), "KILL");
+    let mut server = server.map_err(Failure::Broken)?;
+    let mut line = String::new();
+    let read = server.stdout.take().map(|output| BufReader::new(output).read_line(&mut line));
+    let outcomes = match (read, line.trim().split_once("refused: ")) {
+        (_, Some((_, reason))) => Err(Failure::Refused(reason.to_owned())),
+        (Some(Ok(bytes)), None) if bytes > 0 => run_against(stage, suite, pass, line.trim()).map_err(Failure::Broken),
+        _ => Err(Failure::Broken("the echo says no address".to_owned())),
     };
     signal_group(server.id(), "KILL");
     let _ = server.wait();
