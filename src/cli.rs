@@ -106,13 +106,29 @@ pub struct MeshSecretArgs {
     pub mesh_secret_file: Option<PathBuf>,
 }
 
+/// How connections are served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Io {
+    /// io_uring where it works, else epoll or kqueue.
+    Auto,
+    /// io_uring.
+    Uring,
+    /// epoll or kqueue.
+    Portable,
+}
+
 /// What holds sessions.
 #[derive(Debug, Clone, Args)]
 pub struct GatewayArgs {
     /// Where clients connect.
     #[arg(long, env = "ROOST_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS")]
     pub listen: SocketAddr,
-    /// Threads that hold sessions; 0 means one per core.
+    /// How connections are served. `uring` refuses to start where the kernel or a container does not allow it, `auto`
+    /// then says why and uses the portable driver.
+    #[arg(long, env = "ROOST_IO", default_value = "auto", value_enum)]
+    pub io: Io,
+    /// Threads that hold sessions; 0 means one per core. With io_uring each holds at most as many sessions as the process
+    /// may have descriptors.
     #[arg(long, env = "ROOST_SHARDS", default_value_t = 0)]
     pub shards: usize,
     /// Pages that browsers may connect from, as `https://host[:port]`, besides this server's own. Comma-separated.

@@ -36,6 +36,7 @@ fn main() -> ExitCode {
         eprintln!("roost: {error}");
         return ExitCode::from(2);
     }
+    raise_descriptor_limit();
     // Fail points are configured from the environment, where this build has them: crash tests need them.
     let _fail_points = fail::FailScenario::setup();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -53,6 +54,18 @@ fn main() -> ExitCode {
         Err(problem) => {
             eprintln!("roost: {problem}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// Systems give a process few descriptors and let it have many: every session without io_uring takes one.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        limit.current = limit.maximum;
+        if let Err(error) = setrlimit(Resource::Nofile, limit) {
+            tracing::debug!(%error, "the limit of open files stays as it is");
         }
     }
 }

@@ -18,7 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
 use crate::cli::{
-    ApiRoleArgs, FanoutRoleArgs, GatewayArgs, GatewayRoleArgs, HealthArgs, MeshArgs, MeshSecretArgs, MigrateArgs,
+    ApiRoleArgs, FanoutRoleArgs, GatewayArgs, GatewayRoleArgs, HealthArgs, Io, MeshArgs, MeshSecretArgs, MigrateArgs,
     PersistArgs, PersistRoleArgs, ServeArgs,
 };
 use crate::compose::{self, Backends, Problem};
@@ -155,6 +155,11 @@ async fn start_gateway(
     let names = nobody();
     let keys = StoreKeys::new(Arc::clone(&backends.store), Arc::clone(&backends.clock), &names.issuer, &names.audience);
     let mut config = roost_gateway::Config::new(args.listen);
+    config.io = match args.io {
+        Io::Auto => roost_gateway::Io::Auto,
+        Io::Uring => roost_gateway::Io::Uring,
+        Io::Portable => roost_gateway::Io::Portable,
+    };
     if args.shards > 0 {
         config.shards = args.shards;
     }

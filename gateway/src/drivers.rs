@@ -62,7 +62,10 @@ impl Drivers {
     pub(crate) fn connections_max(&self) -> usize {
         match self {
             // A quarter is the most that is kept back, so that a small limit still leaves room for sessions.
-            Self::Portable(_) => descriptors_max().map_or(usize::MAX, |max| max - DESCRIPTORS_RESERVED.min(max / 4)),
+            Self::Portable(_) => {
+                let descriptors = descriptors_max();
+                descriptors - DESCRIPTORS_RESERVED.min(descriptors / 4)
+            }
             #[cfg(target_os = "linux")]
             Self::Uring(drivers) => drivers.iter().map(Driver::connections_max).sum(),
         }
@@ -94,9 +97,8 @@ fn start<D: Driver + Send + 'static>(shared: &Arc<Shared>, drivers: Vec<D>) -> s
     threads.collect()
 }
 
-/// The process's soft limit, where the system tells it.
-fn descriptors_max() -> Option<usize> {
-    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
-    let line = limits.lines().find(|line| line.starts_with("Max open files"))?;
-    line.split_whitespace().nth(3)?.parse().ok()
+/// How many descriptors the process may have.
+pub(crate) fn descriptors_max() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
 }

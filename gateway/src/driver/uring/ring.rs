@@ -11,9 +11,11 @@ use io_uring::register::Restriction;
 use io_uring::squeue::{Entry, Flags};
 use io_uring::types::{CancelBuilder, Fd, Fixed, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode};
+use rustix::event::{EventfdFlags, eventfd};
 
 use super::buffers::GROUP;
 use super::sends::Outgoing;
+use crate::drivers::descriptors_max;
 
 /// Submissions that wait for one call.
 const SUBMISSIONS: u32 = 1024;
@@ -21,6 +23,9 @@ const SUBMISSIONS: u32 = 1024;
 const COMPLETIONS: u32 = 4096;
 /// Threads of the kernel for what may block; only the closing of a writing half does.
 const KERNEL_WORKERS_MAX: u32 = 2;
+
+/// The kernel's own limit of a table.
+const FILES_MAX: usize = 1 << 20;
 
 /// In place of a slot: the shard's waker.
 pub(super) const WAKER: u32 = u32::MAX;
@@ -128,7 +133,7 @@ impl Ring {
             .setup_r_disabled()
             .build(SUBMISSIONS)?;
         // The kernel takes no larger table than the process may have descriptors.
-        let files_max = files_max.clamp(1, descriptors_max()?);
+        let files_max = files_max.clamp(1, descriptors_max().min(FILES_MAX));
         inner.submitter().register_files_sparse(files_max as u32)?;
         inner.submitter().register_restrictions(&mut restrictions())?;
         Ok(Self { inner, files_max, under_way: 0 })
@@ -277,27 +282,11 @@ fn restrictions() -> Vec<Restriction> {
 
 /// A counter that wakes whoever polls it.
 pub(super) fn event_counter() -> io::Result<OwnedFd> {
-    // SAFETY: no addresses are given.
-    let descriptor = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-    if descriptor < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(own(descriptor as usize))
+    Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
 }
 
 /// A descriptor that the kernel has just made for us.
 pub(super) fn own(descriptor: usize) -> OwnedFd {
     // SAFETY: it is new, so that nobody else owns it.
     unsafe { OwnedFd::from_raw_fd(descriptor as RawFd) }
-}
-
-/// How many descriptors the process may have.
-fn descriptors_max() -> io::Result<usize> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the kernel writes one `rlimit` to the address.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // The kernel's own limit of a table is a million.
-    Ok(limit.rlim_cur.min(1 << 20) as usize)
 }
