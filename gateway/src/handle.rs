@@ -42,6 +42,7 @@ pub struct Gateway;
 pub struct GatewayHandle {
     shared: Arc<Shared>,
     address: SocketAddr,
+    io: &'static str,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -95,7 +96,7 @@ impl Gateway {
             incarnation = %shared.lease.incarnation(),
             "the gateway listens"
         );
-        Ok(GatewayHandle { shared, address, threads: Mutex::new(threads), tasks })
+        Ok(GatewayHandle { shared, address, io, threads: Mutex::new(threads), tasks })
     }
 }
 
@@ -103,6 +104,11 @@ impl GatewayHandle {
     /// Where clients connect.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The driver that was chosen: `io_uring` or `portable`.
+    pub fn io(&self) -> &'static str {
+        self.io
     }
 
     /// Where verdicts and deliveries are to be sent now. The incarnation changes when the lease is lost.

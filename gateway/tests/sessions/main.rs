@@ -1,6 +1,7 @@
 //! A gateway with real sockets and ports in memory, seen by clients that are not ours.
 
 mod client;
+mod driver;
 mod fastwebsockets;
 mod hostile;
 mod keys;

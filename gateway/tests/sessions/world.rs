@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use roost_gateway::{Authenticate, Config, Gateway, GatewayHandle, HandedOver, Ports};
+use roost_gateway::{Authenticate, Config, Gateway, GatewayHandle, HandedOver, Io, Ports};
 use roost_ports::delivery::{Audience, DeliveryBatch, DeliveryItem, Verdict, VerdictOutcome};
 use roost_ports::log::{
     AppendError, AppendFuture, Bounds, Consumer, Log, LogError, LogRecord, NewRecord, Position, Topic,
@@ -72,6 +72,17 @@ pub struct World {
     started: std::time::Instant,
 }
 
+/// The driver that this run of the suite is about: `cargo xtask test` runs all of it on each. By default the best one that
+/// works here.
+pub fn io() -> Io {
+    match std::env::var("ROOST_TEST_IO").as_deref() {
+        Ok("portable") => Io::Portable,
+        Ok("uring") => Io::Uring,
+        Ok("auto") | Err(_) => Io::Auto,
+        Ok(other) => panic!("ROOST_TEST_IO={other}: there are auto, uring and portable"),
+    }
+}
+
 /// Nobody is a member of this one.
 pub fn foreign() -> ConversationId {
     ConversationId::from_bytes([0xff; 16])
@@ -110,10 +121,22 @@ impl World {
 
     pub fn config() -> Config {
         let mut config = Config::new(([127, 0, 0, 1], 0).into());
+        config.io = io();
         config.shards = 2;
         config.lease_ttl_ms = 600;
         config.registry_timeout_ms = 200;
         config
+    }
+
+    pub fn ports(self: &Arc<Self>, http: Option<mpsc::Sender<HandedOver>>) -> Ports {
+        Ports {
+            log: self.clone(),
+            store: self.clone(),
+            registry: self.clone(),
+            clock: self.clone(),
+            authenticate: self.clone(),
+            http,
+        }
     }
 
     pub async fn start(self: &Arc<Self>, config: Config) -> GatewayHandle {
@@ -125,15 +148,7 @@ impl World {
         config: Config,
         http: Option<mpsc::Sender<HandedOver>>,
     ) -> GatewayHandle {
-        let ports = Ports {
-            log: self.clone(),
-            store: self.clone(),
-            registry: self.clone(),
-            clock: self.clone(),
-            authenticate: self.clone(),
-            http,
-        };
-        let gateway = Gateway::start(config, ports).await.expect("the gateway starts");
+        let gateway = Gateway::start(config, self.ports(http)).await.expect("the gateway starts");
         *self.sink.lock() = Some(gateway.sink());
         // A registry that works knows the gateway before the first client comes.
         for _ in 0..100 {
