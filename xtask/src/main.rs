@@ -6,6 +6,7 @@ mod install;
 mod janitor;
 mod libtest;
 mod process;
+mod refuse;
 mod servers;
 mod test;
 mod up;
@@ -32,6 +33,9 @@ enum Command {
     Test(test::TestOptions),
     /// Starts Kafka, Redis and PostgreSQL for trying the separate roles by hand, until Ctrl-C.
     Up(up::UpOptions),
+    /// Starts a program that the kernel refuses io_uring, as containers do.
+    #[command(hide = true)]
+    RefuseIoUring(refuse::RefuseOptions),
     /// Runs a benchmark; the last line printed is one JSON object.
     Bench(bench::BenchOptions),
 }
@@ -41,6 +45,7 @@ fn main() -> ExitCode {
         Command::Check(options) => check::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Up(options) => up::run(&options),
+        Command::RefuseIoUring(options) => refuse::run(&options),
         Command::Bench(options) => bench::run(&options),
     };
     match outcome {

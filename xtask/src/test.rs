@@ -2,6 +2,8 @@
 
 mod autobahn;
 mod build;
+mod drivers;
+mod echo;
 mod plan;
 mod report;
 
@@ -152,14 +154,28 @@ fn run_stages(context: &Context<'_>, built: &Built, with_servers: bool, report: 
             for program in programs {
                 if !with_servers && Stage::is_only_server(&program.package) {
                     tally.skip(format!("{}: needs its server", program.package));
-                } else if Instant::now() >= begun + STAGE_LIMIT {
-                    tally.skip(format!("{}: the stage is over its time limit", program.title()));
-                } else {
-                    run_program(context, program, begun + STAGE_LIMIT, &mut tally);
+                    continue;
                 }
+                run_variants(context, built, program, begun + STAGE_LIMIT, &mut tally);
             }
         }
         report.stage(stage.name(), begun.elapsed(), &tally);
+    }
+}
+
+fn run_variants(context: &Context<'_>, built: &Built, program: &Program, deadline: Instant, tally: &mut Tally) {
+    for variant in drivers::variants(program) {
+        let title = format!("{}{}", program.title(), variant.title);
+        if Instant::now() >= deadline {
+            tally.skip(format!("{title}: the stage is over its time limit"));
+        } else if let Some(obstacle) = variant.obstacle(context.janitor, built.echo.as_deref()) {
+            tally.skip(format!("{title}: {obstacle}"));
+        } else {
+            match variant.command(program) {
+                Ok(command) => run_program(context, program, command, &title, deadline, tally),
+                Err(message) => tally.fail(format!("{title}: {message}")),
+            }
+        }
     }
 }
 
@@ -175,14 +191,20 @@ fn run_autobahn(context: &Context<'_>, built: &Built, deadline: Instant, tally: 
     autobahn::run(&stage, tally);
 }
 
-fn run_program(context: &Context<'_>, program: &Program, deadline: Instant, tally: &mut Tally) {
-    println!("\n-- {}", program.title());
-    let mut command = Command::new(&program.executable);
+fn run_program(
+    context: &Context<'_>,
+    program: &Program,
+    mut command: Command,
+    title: &str,
+    deadline: Instant,
+    tally: &mut Tally,
+) {
+    println!("\n-- {title}");
     command.args(&context.options.arguments).current_dir(&program.folder);
     // As cargo sets them for a test program.
     command.env("CARGO_MANIFEST_DIR", &program.folder).env("CARGO_PKG_NAME", &program.package);
     command.env("CARGO_PKG_VERSION", &program.version);
-    run_counted(context, &mut command, &program.title(), deadline, tally);
+    run_counted(context, &mut command, title, deadline, tally);
 }
 
 fn run_documentation(context: &Context<'_>, deadline: Instant, tally: &mut Tally) {

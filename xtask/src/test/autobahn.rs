@@ -3,13 +3,13 @@
 mod document;
 mod suite;
 
-use crate::janitor::{Janitor, signal_group};
+use super::echo::{Echo, Started};
+use crate::Result;
+use crate::janitor::Janitor;
 use crate::libtest::Tally;
 use crate::workspace::Workspace;
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::Instant;
 use suite::Suite;
 
@@ -26,22 +26,17 @@ pub struct Stage<'a> {
     pub deadline: Instant,
 }
 
-/// One run of the suite: the words for the echo, and the sections.
+/// What one driver is put to.
 struct Pass {
     driver: &'static str,
-    sections: &'static [&'static str],
+    /// Sections that are run together.
+    runs: &'static [&'static [&'static str]],
 }
 
-/// Sections 12 and 13 are about permessage-deflate, which is declined. Section 9, large messages and many fragments, is
-/// run apart: it takes as long as all the others.
-const EVERYTHING: [&str; 8] = ["1", "2", "3", "4", "5", "6", "7", "10"];
-const LARGE: [&str; 1] = ["9"];
-const PASSES: [Pass; 4] = [
-    Pass { driver: "portable", sections: &EVERYTHING },
-    Pass { driver: "portable", sections: &LARGE },
-    Pass { driver: "uring", sections: &EVERYTHING },
-    Pass { driver: "uring", sections: &LARGE },
-];
+/// Section 9, large messages and many fragments, is run apart: it takes as long as all the others. Sections 12 and 13 are
+/// about permessage-deflate, which is declined.
+const EVERYTHING: [&[&str]; 2] = [&["1", "2", "3", "4", "5", "6", "7", "10"], &["9"]];
+const PASSES: [Pass; 2] = [Pass { driver: "portable", runs: &EVERYTHING }, Pass { driver: "uring", runs: &EVERYTHING }];
 
 /// The suite gives its peer a second for most answers. A case that ends otherwise than it should is run again alone, so
 /// that a busy machine is not taken for a wrong codec: that one is wrong every time.
@@ -68,14 +63,14 @@ pub fn run(stage: &Stage<'_>, tally: &mut Tally) {
     let mut reference = Outcomes::new();
     for pass in &PASSES {
         match run_pass(stage, &suite, echo, pass) {
-            Ok(outcomes) => {
+            Ok(Ran::Outcomes(outcomes)) => {
                 judge(pass, &outcomes, tally);
                 if pass.driver == PASSES[0].driver {
-                    reference.extend(outcomes);
+                    reference = outcomes;
                 }
             }
-            Err(Failure::Refused(reason)) => tally.skip(format!("autobahn {}: {reason}", pass.driver)),
-            Err(Failure::Broken(message)) => tally.fail(format!("autobahn {}: {message}", pass.driver)),
+            Ok(Ran::Refused(reason)) => tally.skip(format!("autobahn {}: {reason}", pass.driver)),
+            Err(message) => tally.fail(format!("autobahn {}: {message}", pass.driver)),
         }
     }
     let documented = document::settle(&stage.workspace.root, &reference, stage.write);
@@ -85,33 +80,22 @@ pub fn run(stage: &Stage<'_>, tally: &mut Tally) {
     }
 }
 
-/// Why a pass has no outcomes.
-enum Failure {
-    /// This machine refuses the driver.
+enum Ran {
+    Outcomes(Outcomes),
+    /// This machine refuses the driver; why, in words.
     Refused(String),
-    Broken(String),
 }
 
-fn run_pass(stage: &Stage<'_>, suite: &Suite, echo: &Path, pass: &Pass) -> Result<Outcomes, Failure> {
-    let mut command = Command::new(echo);
-    let server = stage.janitor.spawn(command.arg(pass.driver).stdout(Stdio::piped()), "KILL");
-    let mut server = server.map_err(Failure::Broken)?;
-    let mut line = String::new();
-    let read = server.stdout.take().map(|output| BufReader::new(output).read_line(&mut line));
-    let outcomes = match (read, line.trim().split_once("refused: ")) {
-        (_, Some((_, reason))) => Err(Failure::Refused(reason.to_owned())),
-        (Some(Ok(bytes)), None) if bytes > 0 => run_against(stage, suite, pass, line.trim()).map_err(Failure::Broken),
-        _ => Err(Failure::Broken("the echo says no address".to_owned())),
+fn run_pass(stage: &Stage<'_>, suite: &Suite, echo: &Path, pass: &Pass) -> Result<Ran> {
+    let echo = match Echo::start(stage.janitor, echo, pass.driver)? {
+        Started::Runs(echo) => echo,
+        Started::Refused(reason) => return Ok(Ran::Refused(reason)),
     };
-    signal_group(server.id(), "KILL");
-    let _ = server.wait();
-    stage.janitor.forget(server.id());
-    outcomes
-}
-
-fn run_against(stage: &Stage<'_>, suite: &Suite, pass: &Pass, address: &str) -> crate::Result<Outcomes> {
-    let all: Vec<String> = pass.sections.iter().map(|section| format!("{section}.*")).collect();
-    let mut outcomes = suite.run(stage.janitor, address, &all, stage.deadline)?;
+    let mut outcomes = Outcomes::new();
+    for sections in pass.runs {
+        let all: Vec<String> = sections.iter().map(|section| format!("{section}.*")).collect();
+        outcomes.extend(suite.run(stage.janitor, &echo.address, &all, stage.deadline)?);
+    }
     for attempt in 1..TRIES {
         let unexpected: Vec<String> =
             outcomes.iter().filter(|(case, outcome)| !is_expected(case, outcome)).map(|(case, _)| name(case)).collect();
@@ -119,13 +103,13 @@ fn run_against(stage: &Stage<'_>, suite: &Suite, pass: &Pass, address: &str) -> 
             break;
         }
         println!("{}: once more, attempt {}: {}", pass.driver, attempt + 1, unexpected.join(" "));
-        outcomes.extend(suite.run(stage.janitor, address, &unexpected, stage.deadline)?);
+        outcomes.extend(suite.run(stage.janitor, &echo.address, &unexpected, stage.deadline)?);
     }
-    Ok(outcomes)
+    Ok(Ran::Outcomes(outcomes))
 }
 
 fn judge(pass: &Pass, outcomes: &Outcomes, tally: &mut Tally) {
-    for section in pass.sections {
+    for section in pass.runs.iter().copied().flatten() {
         let cases = || outcomes.iter().filter(|(case, _)| name(case).starts_with(&format!("{section}.")));
         let wrong: Vec<String> = cases()
             .filter(|(case, outcome)| !is_expected(case, outcome))

@@ -23,6 +23,15 @@ pub struct Program {
 }
 
 impl Program {
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Not a package's own unit tests.
+    pub fn is_integration(&self) -> bool {
+        self.kind == "test"
+    }
+
     pub fn title(&self) -> String {
         format!("{} ({} {})", self.package, self.kind, self.name)
     }
