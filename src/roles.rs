@@ -14,7 +14,7 @@ use roost_ports::{Delivery, DeliverySink, Registry};
 use roost_protocol::Incarnation;
 use roost_protocol::records::Endpoint;
 use roost_workers::{fanout, persist};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use crate::cli::{
@@ -183,7 +183,7 @@ async fn start_gateway(
 async fn serve_handed_over(mut connections: mpsc::Receiver<HandedOver>, server: Server) {
     while let Some(connection) = connections.recv().await {
         let server = server.clone();
-        match TcpStream::from_std(connection.stream) {
+        match connection.stream.into_async() {
             Ok(stream) => {
                 tokio::spawn(async move { server.serve_connection(stream, connection.head, connection.peer).await });
             }

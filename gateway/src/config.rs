@@ -1,6 +1,6 @@
 //! How a gateway is set up, and what it is given.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -10,6 +10,8 @@ use roost_session::machine::Timings;
 use tokio::sync::mpsc;
 
 use crate::authenticate::Authenticate;
+use crate::certificates::Certificates;
+use crate::driver::Stream;
 
 /// Which driver the shards use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -36,6 +38,8 @@ pub struct Config {
     pub endpoint_address: String,
     /// Which driver.
     pub io: Io,
+    /// With these, clients speak TLS; without, plaintext.
+    pub tls: Option<Arc<Certificates>>,
     /// How long the lease lives without a renewal.
     pub lease_ttl_ms: u64,
     /// No call of the Registry is waited for longer, so that no handshake stalls.
@@ -73,6 +77,7 @@ impl Config {
             origins: Vec::new(),
             endpoint_address: String::new(),
             io: Io::Auto,
+            tls: None,
             lease_ttl_ms: 10_000,
             registry_timeout_ms: 450,
             timings: Timings::default(),
@@ -110,8 +115,8 @@ pub struct Ports {
 /// A connection that turned out to be plain HTTP.
 #[derive(Debug)]
 pub struct HandedOver {
-    /// The socket, non-blocking.
-    pub stream: TcpStream,
+    /// What it is now.
+    pub stream: Stream,
     /// Whose it is.
     pub peer: SocketAddr,
     /// What was read already: the HTTP server is to read it first.

@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use crate::config::{Config, Io, StartError};
 use crate::driver::Driver;
 use crate::driver::portable::Portable;
+use crate::driver::tls::Tls;
 #[cfg(target_os = "linux")]
 use crate::driver::uring::{self, Uring};
 use crate::shard::Shard;
@@ -73,9 +74,9 @@ impl Drivers {
 
     pub(crate) fn start(self, shared: &Arc<Shared>) -> std::io::Result<Vec<JoinHandle<()>>> {
         match self {
-            Self::Portable(drivers) => start(shared, drivers),
+            Self::Portable(drivers) => start_secured(shared, drivers),
             #[cfg(target_os = "linux")]
-            Self::Uring(drivers) => start(shared, drivers),
+            Self::Uring(drivers) => start_secured(shared, drivers),
         }
     }
 }
@@ -87,6 +88,17 @@ fn one_per_shard<D>(
 ) -> std::io::Result<Vec<D>> {
     let mut listener = Some(listener);
     (0..shards).map(|_| new(listener.take())).collect()
+}
+
+/// Puts TLS over the drivers, where it is wanted.
+fn start_secured<D>(shared: &Arc<Shared>, drivers: Vec<D>) -> std::io::Result<Vec<JoinHandle<()>>>
+where
+    D: Driver + Send + 'static,
+{
+    match &shared.config.tls {
+        None => start(shared, drivers),
+        Some(tls) => start(shared, drivers.into_iter().map(|driver| Tls::new(driver, tls.config())).collect()),
+    }
 }
 
 fn start<D: Driver + Send + 'static>(shared: &Arc<Shared>, drivers: Vec<D>) -> std::io::Result<Vec<JoinHandle<()>>> {

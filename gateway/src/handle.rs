@@ -92,6 +92,7 @@ impl Gateway {
             shards = shared.config.shards,
             io,
             asked = ?shared.config.io,
+            tls = shared.config.tls.is_some(),
             connections_max = shared.admission.connections_max(),
             incarnation = %shared.lease.incarnation(),
             "the gateway listens"

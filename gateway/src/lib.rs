@@ -6,6 +6,7 @@
 
 mod admission;
 mod authenticate;
+mod certificates;
 mod config;
 // Not for users of the gateway: the conformance suite runs an echo on the very drivers that the shards use.
 #[doc(hidden)]
@@ -26,6 +27,9 @@ mod slab;
 mod wheel;
 
 pub use authenticate::{Authenticate, StoreKeys};
+pub use certificates::{CertificateError, Certificates};
 pub use config::{Config, HandedOver, Io, Ports, StartError};
+pub use driver::Stream;
+pub use driver::tls::AsyncStream;
 pub use handle::{Gateway, GatewayHandle};
 pub use metrics::{Counter, Metrics};

@@ -5,6 +5,7 @@
 //! lent until the next call. Readiness does not show here: the portable driver adapts.
 
 pub mod portable;
+pub mod tls;
 #[cfg(target_os = "linux")]
 pub mod uring;
 
@@ -111,9 +112,23 @@ pub enum Completion<'b> {
     Released {
         /// Whose.
         key: Key,
-        /// The socket, non-blocking.
-        stream: TcpStream,
+        /// What it is now.
+        stream: Stream,
     },
+}
+
+/// A connection that has left its driver; its socket is non-blocking.
+pub enum Stream {
+    /// A socket.
+    Plain(TcpStream),
+    /// A socket, and the TLS that is spoken on it.
+    Tls(Box<tls::Detached>),
+}
+
+impl From<TcpStream> for Stream {
+    fn from(stream: TcpStream) -> Self {
+        Self::Plain(stream)
+    }
 }
 
 /// A driver. One per shard, used by its thread only.

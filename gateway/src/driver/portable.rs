@@ -297,7 +297,9 @@ impl Driver for Portable {
             Done::Ended(key) => Completion::Ended { key },
             Done::Sent(key, result) => Completion::Sent { key, result },
             Done::Closed(key) => Completion::Closed { key },
-            Done::Released(key, stream) => Completion::Released { key, stream: stream.into() },
+            Done::Released(key, stream) => {
+                Completion::Released { key, stream: std::net::TcpStream::from(stream).into() }
+            }
         })
     }
 

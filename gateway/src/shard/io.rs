@@ -9,7 +9,7 @@ use roost_session::machine::Session;
 use super::entry::Entry;
 use super::{ACCEPT_FAILED_MS, ACCEPT_RETRY_MS, ACCEPT_WARN_MS, Accepting, Hearer, Shard, context};
 use crate::config::HandedOver;
-use crate::driver::{Completion, Driver, Submission};
+use crate::driver::{Completion, Driver, Stream, Submission};
 use crate::mail::Mail;
 use crate::slab::Key;
 
@@ -21,7 +21,7 @@ enum Then {
     Ended(Key),
     Sent(Key, std::io::Result<usize>),
     Closed(Key),
-    Released(Key, TcpStream),
+    Released(Key, Stream),
 }
 
 impl<D: Driver> Shard<D> {
@@ -151,7 +151,7 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    fn released(&mut self, key: Key, stream: TcpStream) {
+    fn released(&mut self, key: Key, stream: Stream) {
         let peer = self.sessions.get_mut(key).and_then(|entry| entry.opening.take());
         self.forget(key);
         let (Some(peer), Some(http)) = (peer, &self.shared.ports.http) else { return };

@@ -109,7 +109,7 @@ async fn plain_http_is_handed_over_with_what_was_read() {
         (local, answer)
     });
     let connection = connections.recv().await.unwrap();
-    let mut stream = TcpStream::from_std(connection.stream).unwrap();
+    let mut stream = connection.stream.into_async().unwrap();
     let mut received = connection.head.to_vec();
     while !received.ends_with(b"def") {
         let mut piece = [0; 64];
