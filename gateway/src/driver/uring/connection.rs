@@ -23,6 +23,8 @@ pub(super) struct Connection {
     pub(super) hung_up: bool,
     /// It stands in the list of those to be received from.
     pub(super) queued: bool,
+    /// It stands in the list of the busy.
+    pub(super) listed: bool,
     /// The shard has been told that nothing more comes.
     pub(super) ended: bool,
 }
@@ -68,6 +70,7 @@ impl Connection {
             readable: false,
             hung_up: false,
             queued: false,
+            listed: false,
             ended: false,
         }
     }

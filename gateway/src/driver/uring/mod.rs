@@ -62,7 +62,9 @@ pub struct Uring {
     waker: Arc<File>,
     started: Instant,
     now_ms: u32,
-    /// The ring belongs to the thread that waits first.
+    /// Whoever was silent for so long is quiet again.
+    quiet_ms: u32,
+    /// The ring belongs to the thread that uses it first.
     enabled: bool,
 }
 
@@ -78,8 +80,8 @@ enum Done {
 }
 
 impl Uring {
-    /// A driver for so many connections at most; one of the shards has the listener. The thread that calls `wait`
-    /// first is the only one that may use it from then on.
+    /// A driver for so many connections at most; one of the shards has the listener. The thread that uses it first is
+    /// the only one that may use it.
     pub fn new(listener: Option<TcpListener>, connections_max: usize) -> io::Result<Self> {
         let mut ring = Ring::new(connections_max)?;
         let buffers = Buffers::new(&mut ring)?;
@@ -96,9 +98,17 @@ impl Uring {
             waker: Arc::new(File::from(ring::event_counter()?)),
             started: Instant::now(),
             now_ms: 0,
+            quiet_ms: reading::QUIET_MS,
             enabled: false,
             ring,
         })
+    }
+
+    /// Takes connections for quiet after a shorter silence, for tests.
+    #[must_use]
+    pub fn quiet_after(mut self, quiet_ms: u32) -> Self {
+        self.quiet_ms = quiet_ms;
+        self
     }
 
     fn connection(&mut self, key: Key) -> Option<&mut Connection> {
@@ -115,6 +125,9 @@ impl Uring {
     }
 
     fn enable(&mut self) -> io::Result<()> {
+        if self.enabled {
+            return Ok(());
+        }
         self.ring.enable()?;
         self.enabled = true;
         self.ring.watch(ring::WAKER, self.waker.as_raw_fd(), &mut self.completed);
@@ -272,6 +285,10 @@ impl Uring {
 
 impl Driver for Uring {
     fn submit(&mut self, submission: Submission) {
+        if let Err(error) = self.enable() {
+            // Waiting fails in the same way, and ends the shard.
+            return tracing::error!(%error, "the ring cannot be enabled");
+        }
         match submission {
             Submission::Adopt { key, stream, bytes_max } => self.adopt(key, stream, bytes_max),
             Submission::Receive { key, bytes_max } => self.receive(key, clamp(bytes_max)),
@@ -292,9 +309,7 @@ impl Driver for Uring {
     }
 
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        if !self.enabled {
-            self.enable()?;
-        }
+        self.enable()?;
         self.give_back_lent();
         self.now_ms = self.started.elapsed().as_millis() as u32;
         self.calm_the_silent();

@@ -9,7 +9,7 @@ use crate::slab::Key;
 /// Whoever is heard again within this time is busy.
 const BUSY_MS: u32 = 2_000;
 /// Whoever was silent for so long is quiet again.
-const QUIET_MS: u32 = 10_000;
+pub(super) const QUIET_MS: u32 = 10_000;
 
 impl Uring {
     pub(super) fn receive(&mut self, key: Key, bytes_max: u32) {
@@ -72,7 +72,7 @@ impl Uring {
         if !connection.may_receive() {
             return;
         }
-        let heard_lately = connection.heard_ms > 0 && now_ms - connection.heard_ms < BUSY_MS;
+        let heard_lately = connection.heard_ms > 0 && now_ms.saturating_sub(connection.heard_ms) < BUSY_MS;
         if connection.bytes_max < u32::MAX || !heard_lately {
             connection.receiving = Receiving::Once;
             let bytes = connection.bytes_max.min(BUFFER_BYTES as u32);
@@ -82,7 +82,9 @@ impl Uring {
         connection.receiving = Receiving::Many;
         connection.readable = false;
         let polling = connection.polling;
-        self.busy.push_back((key, now_ms));
+        if !std::mem::replace(&mut connection.listed, true) {
+            self.busy.push_back((key, now_ms));
+        }
         self.begin(key.slot, Operation::ReceiveMany);
         if polling {
             self.begin(key.slot, Operation::CancelPoll);
@@ -140,22 +142,22 @@ impl Uring {
 
     /// Gives back the memory that an armed receive takes where nothing has come for a while.
     pub(super) fn calm_the_silent(&mut self) {
+        let (now_ms, quiet_ms) = (self.now_ms, self.quiet_ms);
         while let Some(&(key, since_ms)) = self.busy.front() {
-            let now_ms = self.now_ms;
-            if now_ms.saturating_sub(since_ms) < QUIET_MS {
+            if now_ms.saturating_sub(since_ms) < quiet_ms {
                 return;
             }
             self.busy.pop_front();
             let Some(connection) = self.connection(key) else { continue };
-            if connection.receiving != Receiving::Many {
-                continue;
-            }
-            if now_ms.saturating_sub(connection.heard_ms) >= QUIET_MS {
-                connection.receiving = Receiving::Stopping;
-                self.begin(key.slot, Operation::CancelReceive);
-            } else {
+            if now_ms.saturating_sub(connection.heard_ms) < quiet_ms {
                 let heard_ms = connection.heard_ms;
                 self.busy.push_back((key, heard_ms));
+                continue;
+            }
+            connection.listed = false;
+            if connection.receiving == Receiving::Many {
+                connection.receiving = Receiving::Stopping;
+                self.begin(key.slot, Operation::CancelReceive);
             }
         }
     }
