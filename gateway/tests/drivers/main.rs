@@ -154,7 +154,7 @@ fn a_close_cuts_off_a_send_and_lets_its_frames_go(driver: impl Driver) {
     let mut sent = 0;
     // The socket takes some and then no more.
     while bed.lives[&key].sent.len() == sent {
-        bed.send(key, &[frame.clone()], 0);
+        bed.send(key, std::slice::from_ref(&frame), 0);
         bed.linger();
         if bed.lives[&key].sent.len() > sent {
             sent += 1;
