@@ -1,5 +1,6 @@
 //! A gateway with real sockets and ports in memory, seen by clients that are not ours.
 
+mod bad_input;
 mod client;
 mod driver;
 mod fastwebsockets;

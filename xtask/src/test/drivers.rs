@@ -23,10 +23,13 @@ const EACH: [Variant; 3] = [
     Variant { title: " with io_uring refused", io: Some("auto"), refused: true },
 ];
 
-/// The ways to run a program. `descriptors` is about a limit that only the portable driver has.
+/// These choose their drivers themselves: `descriptors` is about a limit that only the portable one has.
+const CHOOSE: [&str; 2] = ["descriptors", "drivers"];
+
+/// The ways to run a program.
 pub fn variants(program: &Program) -> &'static [Variant] {
-    let each = program.package == "roost-gateway" && program.is_integration() && program.name() != "descriptors";
-    if each { &EACH } else { &PLAIN }
+    let suite = program.package == "roost-gateway" && program.is_integration();
+    if suite && !CHOOSE.contains(&program.name()) { &EACH } else { &PLAIN }
 }
 
 impl Variant {
