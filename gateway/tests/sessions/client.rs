@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
 use roost_protocol::frames::{ClientBody, ClientFrame, Connected, Form, HistoryRange, Send, ServerBody, ServerFrame};
 use roost_protocol::{ClientMsgId, ConversationId, DeviceId, UserId};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -18,8 +19,8 @@ use crate::world::{token, wall_ms};
 /// What a test may wait for anything.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-pub struct Client {
-    pub socket: WebSocketStream<TcpStream>,
+pub struct Client<S = TcpStream> {
+    pub socket: WebSocketStream<S>,
     pub form: Form,
     pub user: UserId,
     pub device: DeviceId,
@@ -43,15 +44,28 @@ impl Client {
     /// A WebSocket on which nothing has been said.
     pub async fn open(address: SocketAddr, form: Form) -> Self {
         let stream = TcpStream::connect(address).await.expect("the gateway accepts");
+        Self::open_over(stream, address, form).await
+    }
+
+    /// A live session of a new user.
+    pub async fn connect(address: SocketAddr, form: Form) -> Self {
+        let stream = TcpStream::connect(address).await.expect("the gateway accepts");
+        Self::connect_over(stream, address, form).await
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
+    /// The same over whatever stream.
+    pub async fn open_over(stream: S, address: SocketAddr, form: Form) -> Self {
         let (socket, response) =
             tokio_tungstenite::client_async(request(address, form), stream).await.expect("it upgrades");
         assert_eq!(response.headers()["sec-websocket-protocol"], form.subprotocol());
         Self { socket, form, user: UserId::new(), device: DeviceId::new(), connected: None }
     }
 
-    /// A live session of a new user.
-    pub async fn connect(address: SocketAddr, form: Form) -> Self {
-        let mut client = Self::open(address, form).await;
+    /// The same over whatever stream.
+    pub async fn connect_over(stream: S, address: SocketAddr, form: Form) -> Self {
+        let mut client = Self::open_over(stream, address, form).await;
         let token = token(client.user, client.device, wall_ms() + 600_000);
         client.say_connect(&token, None).await;
         client.wait_connected().await;
@@ -126,6 +140,8 @@ impl Client {
                 (Some(Ok(Message::Text(text))), Form::Json) => Bytes::from(text),
                 (Some(Ok(Message::Ping(_) | Message::Pong(_))), _) => continue,
                 (Some(Ok(Message::Close(Some(close)))), _) => return Err(End::Closed(close.code.into())),
+                // RFC 6455, 7.1.5: the code that stands for none.
+                (Some(Ok(Message::Close(None))), _) => return Err(End::Closed(1005)),
                 (Some(Err(Error::Protocol(_) | Error::Io(_))) | None, _) => return Err(End::Broken),
                 (other, _) => panic!("unexpected {other:?}"),
             };
