@@ -185,7 +185,10 @@ async fn serve_handed_over(mut connections: mpsc::Receiver<HandedOver>, server: 
         let server = server.clone();
         match connection.stream.into_async() {
             Ok(stream) => {
-                tokio::spawn(async move { server.serve_connection(stream, connection.head, connection.peer).await });
+                tokio::spawn(async move {
+                    let _place = connection.place;
+                    server.serve_connection(stream, connection.head, connection.peer).await;
+                });
             }
             Err(error) => tracing::warn!(%error, "a plain HTTP connection could not be taken over"),
         }

@@ -166,7 +166,7 @@ fn status_of(code: ErrorCode) -> StatusCode {
         }
         ErrorCode::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
         ErrorCode::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-        ErrorCode::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+        ErrorCode::RateLimited | ErrorCode::TooManySessions => StatusCode::TOO_MANY_REQUESTS,
         ErrorCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         ErrorCode::Busy | ErrorCode::Unavailable | ErrorCode::Deadline => StatusCode::SERVICE_UNAVAILABLE,
     }

@@ -5,10 +5,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use roost_ports::{Clock, Log, Registry, Store};
+use roost_protocol::limits;
 use roost_session::framing::handshake::InvalidOrigin;
+use roost_session::framing::peer::Proxies;
 use roost_session::machine::Timings;
+use roost_session::rate::Rate;
 use tokio::sync::mpsc;
 
+pub use crate::admission::Place;
 use crate::authenticate::Authenticate;
 use crate::certificates::Certificates;
 use crate::driver::Stream;
@@ -24,6 +28,11 @@ pub enum Io {
     /// Readiness: epoll or kqueue.
     Portable,
 }
+
+/// The usual rate of handshakes. See docs/performance.md for what one costs.
+pub const HANDSHAKES_PER_SECOND: u32 = 1_000;
+/// The usual rate of syncs.
+pub const RESUMES_PER_SECOND: u32 = 1_000;
 
 /// How a gateway is set up. [`Config::new`] has what an installation needs; tests shorten the times.
 #[derive(Clone, Debug)]
@@ -54,8 +63,28 @@ pub struct Config {
     pub mailbox_bytes_max: usize,
     /// Connections at most; fewer where the process may not have so many descriptors.
     pub sessions_max: usize,
-    /// Connections that are not live yet; beyond, no more are accepted.
+    /// Connections that are not live yet; beyond, no more are accepted. One address may have half of them.
     pub openings_max: usize,
+    /// Connections accepted a second, and as many at once; beyond, they wait in the kernel's queue. One address may
+    /// have half of them. 0: no limit.
+    pub handshakes_per_second: u32,
+    /// Connections of one IPv4 address or IPv6 network of 64 bits; beyond, they are refused. 0: addresses are not
+    /// counted at all.
+    pub connections_per_address_max: usize,
+    /// Sessions of one user; beyond, the newest is refused. 0: users are not counted.
+    pub sessions_per_user_max: usize,
+    /// Sends of one session; beyond, they are answered `retry`.
+    pub sends: Rate,
+    /// Syncs, histories and refreshes of one session; beyond, they are answered `rate_limited`.
+    pub requests: Rate,
+    /// Syncs of all sessions a second; those of the next two seconds wait, the others are answered `busy`. 0: no limit.
+    pub resumes_per_second: u32,
+    /// Whose word about their clients' addresses is taken.
+    pub proxies: Proxies,
+    /// Connections of those proxies begin with a PROXY header (version 2), and are closed if they do not.
+    pub proxy_protocol: bool,
+    /// A shard that has something to do and does nothing for so long is said to be stalled.
+    pub stall_ms: u64,
     /// Syncs and histories that run at once.
     pub requests_running_max: usize,
     /// Syncs and histories that wait; beyond, they are answered `busy`.
@@ -86,6 +115,15 @@ impl Config {
             mailbox_bytes_max: 64 << 20,
             sessions_max: 4_000_000,
             openings_max: 8_192,
+            handshakes_per_second: HANDSHAKES_PER_SECOND,
+            connections_per_address_max: 10_000,
+            sessions_per_user_max: 32,
+            sends: Rate { per_second: limits::SENDS_PER_SECOND_MAX, burst: limits::SENDS_AT_ONCE_MAX },
+            requests: Rate { per_second: limits::REQUESTS_PER_SECOND_MAX, burst: limits::REQUESTS_AT_ONCE_MAX },
+            resumes_per_second: RESUMES_PER_SECOND,
+            proxies: Proxies::default(),
+            proxy_protocol: false,
+            stall_ms: 5_000,
             requests_running_max: 64,
             requests_waiting_max: 8_192,
             request_timeout_ms: 5_000,
@@ -121,6 +159,8 @@ pub struct HandedOver {
     pub peer: SocketAddr,
     /// What was read already: the HTTP server is to read it first.
     pub head: Bytes,
+    /// To be kept for as long as the connection is: until then it counts for its address.
+    pub place: Place,
 }
 
 /// Why a gateway did not start.

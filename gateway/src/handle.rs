@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 use roost_ports::DeliverySink;
@@ -26,6 +26,7 @@ use crate::membership::{Membership, note_gateway};
 use crate::metrics::Metrics;
 use crate::resync;
 use crate::shared::{Lease, Shared};
+use crate::watch::{self, Beat};
 
 const BACKLOG: i32 = 4_096;
 /// A peer that takes none of our bytes for so long is gone.
@@ -67,7 +68,10 @@ impl Gateway {
             settings: settings(&config, origins),
             runtime: Handle::current(),
             mailboxes: (0..config.shards).map(|_| Mailbox::new(config.mailbox_bytes_max)).collect(),
-            admission: Admission::new(config.sessions_max.min(drivers.connections_max()), config.openings_max),
+            admission: Admission::new(&config, drivers.connections_max()),
+            resumes: Mutex::default(),
+            beats: (0..config.shards).map(|_| Beat::default()).collect(),
+            started: Instant::now(),
             lease: Lease::new(Incarnation::new(), ports.clock.steady_ms() + config.lease_ttl_ms),
             membership,
             resync,
@@ -86,6 +90,7 @@ impl Gateway {
             tokio::spawn(Membership::new(Arc::clone(&shared), changes).run()),
             tokio::spawn(note_gateway(Arc::clone(&shared))),
             tokio::spawn(resync::run(Arc::downgrade(&shared), wanted)),
+            tokio::spawn(watch::run(Arc::downgrade(&shared))),
         ];
         tracing::info!(
             %address,
@@ -200,6 +205,8 @@ fn settings(config: &Config, origins: OriginPolicy) -> Settings {
     settings.timings = config.timings;
     settings.queue_bytes_hard = config.queue_bytes_hard;
     settings.queue_bytes_soft = config.queue_bytes_hard / 4;
+    settings.sends = config.sends;
+    settings.requests = config.requests;
     settings
 }
 

@@ -1,6 +1,5 @@
 //! The letters that a shard gets.
 
-use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -11,13 +10,14 @@ use roost_protocol::{Incarnation, SessionId, UserId};
 use roost_session::machine::{Identity, Refusal, Settled, encode_message};
 use tokio::sync::oneshot;
 
+use crate::admission::Arrival;
 use crate::ingress::Failed;
 use crate::slab::Key;
 
 /// A letter to a shard.
 pub(crate) enum Mail {
     /// A connection that the accepting shard gives away.
-    Connection { stream: TcpStream, peer: SocketAddr },
+    Connection(Arrival),
     /// Something to deliver.
     Delivery(Delivery),
     /// A token was verified.

@@ -69,6 +69,11 @@ impl<T> Mailbox<T> {
         std::mem::swap(&mut self.letters.lock().waiting, into);
     }
 
+    /// Whether something waits.
+    pub fn has_letters(&self) -> bool {
+        !self.letters.lock().waiting.is_empty()
+    }
+
     /// Drops what is in it and whatever comes.
     pub fn close(&self) {
         let mut letters = self.letters.lock();

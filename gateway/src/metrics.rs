@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use roost_protocol::CloseCode;
 use roost_session::machine::Ending;
 
+use crate::admission::Reason;
+
 macro_rules! counters {
     ($($(#[doc = $doc:literal])* $field:ident = $name:literal;)*) => {
         /// Counters since the start, readable at any time.
@@ -71,6 +73,30 @@ counters! {
     leases_lost = "roost_gateway_leases_lost";
     /// Times that accepting was paused.
     accept_pauses = "roost_gateway_accept_pauses";
+    /// Times that accepting waited for a token of the handshakes' bucket.
+    accept_paces = "roost_gateway_accept_paces";
+    /// Handshakes refused because the gateway holds as many connections as it may.
+    refused_full = "roost_gateway_refused_full";
+    /// Handshakes refused because the gateway is being drained.
+    refused_draining = "roost_gateway_refused_draining";
+    /// Handshakes refused because their address has as many connections as it may.
+    refused_address_connections = "roost_gateway_refused_address_connections";
+    /// Handshakes refused because their address begins too many.
+    refused_address_rate = "roost_gateway_refused_address_rate";
+    /// Sessions refused because their user has as many as are allowed.
+    refused_user_sessions = "roost_gateway_refused_user_sessions";
+    /// Connections closed without an answer, because their address had had enough of them.
+    dropped = "roost_gateway_dropped";
+    /// Connections of a trusted proxy that were closed because they did not begin with its header.
+    refused_proxy_headers = "roost_gateway_refused_proxy_headers";
+    /// Sends and requests that were over their session's rate.
+    rate_limited = "roost_gateway_rate_limited";
+    /// Syncs that had to wait for the bucket of resumes.
+    resumes_delayed = "roost_gateway_resumes_delayed";
+    /// Syncs that were told to come back, because the bucket of resumes was empty for too long.
+    resumes_refused = "roost_gateway_resumes_refused";
+    /// Times that a shard was found to make no progress.
+    stalls = "roost_gateway_stalls";
     /// Connections handed over to the HTTP server.
     handed_over = "roost_gateway_handed_over";
 }
@@ -79,6 +105,16 @@ impl Metrics {
     /// Sessions closed by us with this code.
     pub fn closed(&self, code: CloseCode) -> u64 {
         CloseCode::ALL.iter().position(|known| *known == code).map_or(0, |at| self.closes[at].get())
+    }
+
+    pub(crate) fn count_refusal(&self, reason: Reason) {
+        match reason {
+            Reason::Full => &self.refused_full,
+            Reason::Draining => &self.refused_draining,
+            Reason::AddressConnections => &self.refused_address_connections,
+            Reason::AddressRate => &self.refused_address_rate,
+        }
+        .add(1);
     }
 
     pub(crate) fn count_ending(&self, ending: Option<Ending>) {

@@ -7,10 +7,14 @@ use roost_ports::store::StoreError;
 use roost_protocol::frames::{Form, Page, ServerBody, ServerFrame};
 use roost_protocol::{ErrorCode, UserId, limits};
 use roost_session::machine::{Refusal, Request, RequestKind, Settled, content_of, encode};
+use roost_session::rate::Rate;
 
 use crate::mail::Mail;
 use crate::shared::Shared;
 use crate::slab::Key;
+
+/// A sync waits this long for its turn; beyond, its client is told when to come back.
+const RESUME_PATIENCE_MS: u64 = 2_000;
 
 /// Whose request, and in which form the answer goes.
 #[derive(Clone, Copy)]
@@ -41,9 +45,20 @@ pub(crate) fn answer(shared: &Arc<Shared>, asker: Asker, request: Request) {
         shared.mailboxes[asker.shard].put(Mail::Answer { key: asker.key, frame, settled: Vec::new() });
         return;
     };
+    let wait = match resume_wait(shared, &request.kind) {
+        Ok(wait) => wait,
+        Err(retry_after_ms) => {
+            let frame = busy_frame(asker.form, request.id, retry_after_ms);
+            shared.mailboxes[asker.shard].put(Mail::Answer { key: asker.key, frame, settled: Vec::new() });
+            return;
+        }
+    };
     let shared = Arc::clone(shared);
     let runtime = shared.runtime.clone();
     runtime.spawn(async move {
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
         let limit = Duration::from_millis(shared.config.request_timeout_ms);
         let answered = tokio::time::timeout(limit, from_store(&shared, asker.user, &request.kind)).await;
         let timed_out = || Err(StoreError::Unavailable("no answer in time".to_owned()));
@@ -54,6 +69,27 @@ pub(crate) fn answer(shared: &Arc<Shared>, asker: Asker, request: Request) {
         drop(waiting);
         shared.mailboxes[asker.shard].put(Mail::Answer { key: asker.key, frame, settled });
     });
+}
+
+/// How long a sync waits for its token, or when it is to come back. After a storm of reconnects the Store gets no more
+/// syncs at a time than it can answer beside everything else.
+fn resume_wait(shared: &Shared, kind: &RequestKind) -> Result<Duration, u64> {
+    if !matches!(kind, RequestKind::Sync { .. }) {
+        return Ok(Duration::ZERO);
+    }
+    let rate = Rate::per_second(shared.config.resumes_per_second);
+    let taken = shared.resumes.lock().take_by(rate, shared.steady_ms(), RESUME_PATIENCE_MS);
+    match taken {
+        Ok(0) => Ok(Duration::ZERO),
+        Ok(wait_ms) => {
+            shared.metrics.resumes_delayed.add(1);
+            Ok(Duration::from_millis(wait_ms))
+        }
+        Err(retry_after_ms) => {
+            shared.metrics.resumes_refused.add(1);
+            Err(retry_after_ms.max(shared.settings.retry_after_ms))
+        }
+    }
 }
 
 async fn from_store(
@@ -104,6 +140,12 @@ fn code_of(error: &StoreError) -> ErrorCode {
             ErrorCode::Unavailable
         }
     }
+}
+
+fn busy_frame(form: Form, id: Option<u32>, retry_after_ms: u64) -> bytes::Bytes {
+    let (code, retry_after_ms) = (ErrorCode::Busy, Some(retry_after_ms));
+    let body = ServerBody::Error { code, message: code.help().to_owned(), retry_after_ms, fatal: false };
+    encode(&ServerFrame::answer(id, body), form)
 }
 
 fn error_frame(shared: &Shared, form: Form, id: Option<u32>, code: ErrorCode) -> bytes::Bytes {

@@ -9,6 +9,7 @@ use roost_ports::store::StoreError;
 use roost_protocol::frames::{Form, Head, Heads, ServerBody, ServerFrame};
 use roost_protocol::limits;
 use roost_session::machine::encode;
+use roost_session::rate::Rate;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -63,6 +64,7 @@ async fn tell(shared: &Arc<Shared>, mut sessions: VecDeque<(SessionEntry, Form)>
             continue;
         }
         bucket.take().await;
+        wait_for_turn(shared).await;
         match heads(shared, &entry).await {
             Ok(conversations) => {
                 for conversations in conversations.chunks(limits::HEADS_MAX as usize) {
@@ -80,6 +82,15 @@ async fn tell(shared: &Arc<Shared>, mut sessions: VecDeque<(SessionEntry, Form)>
             // Asking again brings the same: the others must not wait for it.
             Err(error) => tracing::error!(%error, user = %entry.user_id, "a session cannot be told its heads"),
         }
+    }
+}
+
+/// The clients' own syncs after a reconnect and these stand in one line.
+async fn wait_for_turn(shared: &Shared) {
+    let rate = Rate::per_second(shared.config.resumes_per_second);
+    let taken = shared.resumes.lock().take_by(rate, shared.steady_ms(), u64::MAX);
+    if let Ok(wait_ms @ 1..) = taken {
+        tokio::time::sleep(Duration::from_millis(wait_ms)).await;
     }
 }
 

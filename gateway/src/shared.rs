@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use roost_protocol::records::Endpoint;
 use roost_protocol::{Epoch, Incarnation};
-use roost_session::machine::Settings;
+use roost_session::machine::{Pressure, Settings};
+use roost_session::rate::Bucket;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, mpsc};
 
@@ -17,6 +19,7 @@ use crate::mailbox::Mailbox;
 use crate::membership::Change;
 use crate::metrics::Metrics;
 use crate::resync::Resync;
+use crate::watch::Beat;
 
 pub(crate) struct Shared {
     pub(crate) config: Config,
@@ -25,6 +28,11 @@ pub(crate) struct Shared {
     pub(crate) runtime: Handle,
     pub(crate) mailboxes: Box<[Mailbox<Mail>]>,
     pub(crate) admission: Admission,
+    /// Syncs of all sessions.
+    pub(crate) resumes: Mutex<Bucket>,
+    pub(crate) beats: Box<[Beat]>,
+    /// Where the shards' steady clock begins.
+    pub(crate) started: Instant,
     pub(crate) lease: Lease,
     pub(crate) membership: mpsc::Sender<Vec<Change>>,
     pub(crate) resync: mpsc::Sender<Resync>,
@@ -38,10 +46,15 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// Whether the sum of all session queues is over its cap.
-    pub(crate) fn is_pressed(&self) -> bool {
+    /// How far the sum of all session queues is over its cap.
+    pub(crate) fn pressure(&self) -> Pressure {
         let sum: u64 = self.queue_bytes.iter().map(|bytes| bytes.load(Ordering::Relaxed)).sum();
-        sum > self.config.queue_bytes_sum_max as u64
+        Pressure::of(sum, self.config.queue_bytes_sum_max as u64)
+    }
+
+    /// The shards' steady clock, for those who are no shard.
+    pub(crate) fn steady_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
     }
 
     pub(crate) fn tell_all_shards(&self, letter: impl Fn() -> Mail) {

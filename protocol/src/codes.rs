@@ -49,6 +49,7 @@ error_codes! {
     PreconditionFailed = "precondition_failed", retry: false, "The conversation has changed since; look again.";
     InvalidCursor = "invalid_cursor", retry: false, "The sync cursor is not one of ours; sync from the start.";
     RateLimited = "rate_limited", retry: true, "Too many requests; wait retry_after_ms.";
+    TooManySessions = "too_many_sessions", retry: true, "The user has as many sessions as are allowed; end one, or wait retry_after_ms.";
     Busy = "busy", retry: true, "A queue is full; wait retry_after_ms.";
     Unavailable = "unavailable", retry: true, "A server behind this one does not answer; wait retry_after_ms.";
     Deadline = "deadline", retry: true, "No verdict came in time; it may still have been stored: retry under the same id.";
@@ -131,6 +132,7 @@ close_codes! {
     LeaseLost = 4002, "resume", Resume, "The gateway lost its lease; what it held is void.";
     Drained = 4003, "drained", Resume, "The gateway is being drained.";
     Overloaded = 4004, "overloaded", Resume, "The server refuses new sessions for now.";
+    TooManySessions = 4005, "too many sessions", Resume, "The user has as many sessions as are allowed.";
     Unauthenticated = 4100, "unauthenticated", Reauthenticate, "The token is invalid.";
     TokenExpired = 4101, "token expired", Reauthenticate, "The token ran out and was not refreshed.";
     ConnectTimeout = 4200, "no connect", Never, "No connect frame came in time.";

@@ -36,6 +36,18 @@ pub const RETRY_AFTER_MS: u64 = 1_000;
 
 /// Sends of one session whose verdict is outstanding.
 pub const SENDS_IN_FLIGHT_MAX: usize = 256;
+/// Sends of one session a second in the long run, and how many at once.
+pub const SENDS_PER_SECOND_MAX: u32 = 100;
+/// See `SENDS_PER_SECOND_MAX`.
+pub const SENDS_AT_ONCE_MAX: u32 = 1_000;
+/// Requests (sync, history, refresh) of one session a second in the long run, and how many at once.
+pub const REQUESTS_PER_SECOND_MAX: u32 = 50;
+/// See `REQUESTS_PER_SECOND_MAX`.
+pub const REQUESTS_AT_ONCE_MAX: u32 = 500;
+/// Whoever is over a rate is asked to wait at least this long, so that the asking costs less than the waiting saves.
+pub const RATE_WAIT_MS_MIN: u64 = 100;
+/// A user with too many sessions is asked to wait this long: by then sessions whose peers are gone have been found.
+pub const TOO_MANY_SESSIONS_RETRY_MS: u64 = PING_MS + PONG_GRACE_MS;
 /// Requests (sync, history) of one session that are outstanding.
 pub const REQUESTS_IN_FLIGHT_MAX: usize = 8;
 /// Pings, pongs and control frames of one session a second before it is closed.
@@ -83,6 +95,7 @@ const _: () = {
     assert!(PAGE_BYTES_MAX * 2 <= QUEUE_BYTES_HARD, "a page, in JSON too, fits in a session's queue");
     assert!(MEMBERS_MAX * 18 + TITLE_BYTES_MAX + 1024 <= RECORD_BYTES_MAX, "a creation fits in a record");
     assert!(CLIENT_FRAME_BYTES_MAX + 1024 <= RECORD_BYTES_MAX, "a send fits in a record");
+    assert!(SENDS_IN_FLIGHT_MAX <= SENDS_AT_ONCE_MAX as usize, "a client may resend all that is in flight at once");
     assert!(QUEUE_BYTES_SOFT < QUEUE_BYTES_HARD, "soft comes before hard");
     assert!(PING_MS + PONG_GRACE_MS <= 40_000, "a half-open peer is found within 40 s");
 };

@@ -68,6 +68,18 @@ fn limit_table() {
         ("SEND_DEADLINE_MS", limits::SEND_DEADLINE_MS, "milliseconds until a send without a verdict gets `retry`"),
         ("SENDS_IN_FLIGHT_MAX", limits::SENDS_IN_FLIGHT_MAX as u64, "sends of a session without an answer"),
         ("REQUESTS_IN_FLIGHT_MAX", limits::REQUESTS_IN_FLIGHT_MAX as u64, "`sync` and `history` without an answer"),
+        (
+            "SENDS_PER_SECOND_MAX",
+            u64::from(limits::SENDS_PER_SECOND_MAX),
+            "sends of a session a second in the long run; beyond, `retry` with `rate_limited`",
+        ),
+        ("SENDS_AT_ONCE_MAX", u64::from(limits::SENDS_AT_ONCE_MAX), "sends of a session at once"),
+        (
+            "REQUESTS_PER_SECOND_MAX",
+            u64::from(limits::REQUESTS_PER_SECOND_MAX),
+            "`sync`, `history` and `refresh` of a session a second in the long run; beyond, `error` with `rate_limited`",
+        ),
+        ("REQUESTS_AT_ONCE_MAX", u64::from(limits::REQUESTS_AT_ONCE_MAX), "of those at once"),
         ("CONTROL_FRAMES_PER_SECOND_MAX", u64::from(limits::CONTROL_FRAMES_PER_SECOND_MAX), "pings and pongs a second"),
         ("QUEUE_BYTES_HARD", limits::QUEUE_BYTES_HARD as u64, "bytes a client may leave unread before it is `slow`"),
         ("PAGE_MESSAGES_MAX", u64::from(limits::PAGE_MESSAGES_MAX), "messages in a page"),

@@ -2,4 +2,5 @@
 
 pub mod framing;
 pub mod machine;
+pub mod rate;
 pub mod token;

@@ -4,8 +4,10 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use roost_protocol::UserId;
+use roost_session::framing::peer::Neighbour;
 use roost_session::machine::Session;
 
+use crate::admission::Reason;
 use crate::slab::{Key, Slab};
 
 const NONE: u32 = u32::MAX;
@@ -15,6 +17,8 @@ pub(super) struct Entry {
     pub(super) session: Session,
     /// Only while it is not live: what is known of the peer for the HTTP server.
     pub(super) opening: Option<Box<Peer>>,
+    /// Whom it is counted for.
+    pub(super) neighbour: Option<Neighbour>,
     /// The next slot with a session of the same user.
     next_of_user: u32,
     /// What the driver was last told to receive at once.
@@ -37,13 +41,21 @@ pub(super) struct Entry {
 pub(super) struct Peer {
     pub(super) address: SocketAddr,
     pub(super) head: bytes::Bytes,
+    /// Why it is not to become a session.
+    pub(super) refused: Option<Reason>,
 }
 
 impl Entry {
-    pub(super) fn new(session: Session, address: SocketAddr) -> Self {
+    pub(super) fn new(
+        session: Session,
+        address: SocketAddr,
+        neighbour: Option<Neighbour>,
+        refused: Option<Reason>,
+    ) -> Self {
         Self {
             session,
-            opening: Some(Box::new(Peer { address, head: bytes::Bytes::new() })),
+            opening: Some(Box::new(Peer { address, head: bytes::Bytes::new(), refused })),
+            neighbour,
             next_of_user: NONE,
             receives: 0,
             counted_bytes: 0,
@@ -119,8 +131,9 @@ mod tests {
         let settings = Settings::default();
         let (user, other) = (UserId::new(), UserId::new());
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
-        let keys: Vec<Key> =
-            (0..5).map(|_| sessions.insert(Entry::new(Session::new(&settings, Now::default()), address))).collect();
+        let keys: Vec<Key> = (0..5)
+            .map(|_| sessions.insert(Entry::new(Session::new(&settings, Now::default()), address, None, None)))
+            .collect();
         users.add(other, keys[4], &mut sessions);
         for key in &keys[..4] {
             users.add(user, *key, &mut sessions);

@@ -29,7 +29,7 @@ impl<D: Driver> Shard<D> {
 
     fn open(&mut self, letter: Mail) {
         match letter {
-            Mail::Connection { stream, peer } => self.adopt(stream, peer),
+            Mail::Connection(arrival) => self.adopt(arrival),
             Mail::Delivery(delivery) => self.deliver(delivery),
             Mail::Authenticated { key, result } => {
                 self.with_events(key, |session, context, tell| session.authenticated(result, context, tell));

@@ -4,6 +4,7 @@
 //! mail and the driver's completions, wakes the sessions that are due, and then polls every session that was touched, in
 //! the order that [`Session`](roost_session::machine::Session) asks for.
 
+mod door;
 mod drain;
 mod entry;
 mod io;
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use roost_protocol::{CloseCode, Incarnation, SessionId};
 use roost_session::framing::handshake::PlainHttp;
-use roost_session::machine::{Context, Event, Now, Purpose, Session};
+use roost_session::machine::{Context, Event, Now, Pressure, Purpose, Session};
 
 use crate::driver::{Driver, Submission};
 use crate::ingress::{Ingress, Sender};
@@ -24,13 +25,12 @@ use crate::membership::Change;
 use crate::shared::Shared;
 use crate::slab::{Key, Slab};
 use crate::wheel::Wheel;
+use door::Door;
 use drain::Drain;
 use entry::{Entry, Users};
 
 /// The lease is looked at this often, and always after a longer sleep: reading its clock costs a system call.
 const LEASE_CHECK_MS: u64 = 250;
-/// A shard that does not accept looks again this often whether it may.
-const ACCEPT_RETRY_MS: u64 = 50;
 /// Want of descriptors or memory does not pass at once.
 const ACCEPT_FAILED_MS: u64 = 500;
 /// A pause that goes on is said again this often.
@@ -62,8 +62,8 @@ pub(crate) struct Shard<D> {
     lease_checked: Now,
     /// The sum of this shard's queues.
     queue_bytes: u64,
-    /// The sum of all shards' queues is over its cap.
-    pressed: bool,
+    /// How far the sum of all shards' queues is over its cap.
+    pressure: Pressure,
     /// The accepting shard only.
     accepting: Accepting,
     accept_warns_ms: u64,
@@ -105,6 +105,7 @@ impl<D: Driver> Shard<D> {
         let now = Now { steady_ms: 0, wall_ms: shared.ports.clock.now_ms() };
         let incarnation = shared.lease.incarnation();
         shared.mailboxes[index].connect(driver.wake());
+        shared.admission.limit_shard(index, driver.connections_max());
         Self {
             index,
             driver,
@@ -118,13 +119,13 @@ impl<D: Driver> Shard<D> {
             letters: Vec::new(),
             due: Vec::new(),
             found: Vec::new(),
-            started: Instant::now(),
+            started: shared.started,
             now,
             incarnation,
             suspended: false,
             lease_checked: now,
             queue_bytes: 0,
-            pressed: false,
+            pressure: Pressure::None,
             accepting: if accepts { Accepting::Yes } else { Accepting::Never },
             accept_warns_ms: 0,
             next_shard: 0,
@@ -142,13 +143,16 @@ impl<D: Driver> Shard<D> {
         let _entered = runtime.enter();
         while !self.stopping {
             let timeout = self.timeout();
+            self.shared.beats[self.index].waits();
             if let Err(error) = self.driver.wait(timeout) {
                 tracing::error!(%error, shard = self.index, "the driver does not wait: the shard ends");
                 break;
             }
+            self.shared.beats[self.index].begins();
             self.round();
         }
         self.end();
+        self.shared.beats[self.index].waits();
     }
 
     fn round(&mut self) {
@@ -189,7 +193,7 @@ impl<D: Driver> Shard<D> {
     fn read_clocks(&mut self) {
         self.now =
             Now { steady_ms: self.started.elapsed().as_millis() as u64, wall_ms: self.shared.ports.clock.now_ms() };
-        self.pressed = self.shared.is_pressed();
+        self.pressure = self.shared.pressure();
     }
 
     /// Before anything else: did the lease pass while we stood still? The wall clock tells of a sleeping machine, where
@@ -230,6 +234,7 @@ impl<D: Driver> Shard<D> {
             entry.registered = false;
             let user = entry.session.identity().0;
             self.users.remove(user, key, &mut self.sessions);
+            self.shared.admission.user_leaves(user);
             self.with_session(key, |session, context| session.close(CloseCode::LeaseLost, context));
         }
     }
@@ -247,7 +252,7 @@ impl<D: Driver> Shard<D> {
     /// Calls a session and marks it to be polled. `None`: it is gone.
     fn with_session<T>(&mut self, key: Key, call: impl FnOnce(&mut Session, &Context<'_>) -> T) -> Option<T> {
         let entry = self.sessions.get_mut(key).filter(|entry| !entry.leaving)?;
-        let result = call(&mut entry.session, &context(&self.shared, self.now, self.pressed));
+        let result = call(&mut entry.session, &context(&self.shared, self.now, self.pressure));
         if !entry.touched {
             entry.touched = true;
             self.touched.push(key);
@@ -262,10 +267,11 @@ impl<D: Driver> Shard<D> {
         call: impl FnOnce(&mut Session, &Context<'_>, &mut dyn FnMut(Event<'_>)),
     ) -> Option<()> {
         let session_id = self.session_id(key);
-        let context = context(&self.shared, self.now, self.pressed);
+        let context = context(&self.shared, self.now, self.pressure);
         let entry = self.sessions.get_mut(key).filter(|entry| !entry.leaving)?;
+        let door = Door::of(&self.shared, self.now.steady_ms, &mut entry.opening, &mut entry.neighbour);
         let (ingress, wants) = (&mut self.ingress, &mut self.wants);
-        let hearer = Hearer { key, session_id, now_ms: self.now.wall_ms, ingress, wants };
+        let hearer = Hearer { key, session_id, now_ms: self.now.wall_ms, ingress, wants, door };
         hearer.hear(&mut entry.session, |session, tell| call(session, &context, tell));
         if !entry.touched {
             entry.touched = true;
@@ -287,8 +293,8 @@ impl<D: Driver> Shard<D> {
 }
 
 /// Free-standing, so that sessions may be borrowed beside it.
-fn context(shared: &Shared, now: Now, pressed: bool) -> Context<'_> {
-    Context { settings: &shared.settings, now, admits: shared.admission.admits(), pressed }
+fn context(shared: &Shared, now: Now, pressure: Pressure) -> Context<'_> {
+    Context { settings: &shared.settings, now, pressure }
 }
 
 /// Takes the events of one session while it is called.
@@ -298,15 +304,17 @@ struct Hearer<'s> {
     now_ms: roost_protocol::TimeMs,
     ingress: &'s mut Ingress,
     wants: &'s mut Vec<(Key, Want)>,
+    door: Door<'s>,
 }
 
 impl Hearer<'_> {
     fn hear(self, session: &mut Session, call: impl FnOnce(&mut Session, &mut dyn FnMut(Event<'_>))) {
-        let Hearer { key, session_id, now_ms, ingress, wants } = self;
+        let Hearer { key, session_id, now_ms, ingress, wants, mut door } = self;
         let (user, device) = session.identity();
         let sender = Sender { key, session: session_id, user, device, now_ms };
         call(session, &mut |event| match event {
             Event::Send { request, send } => ingress.add(&sender, request, send),
+            Event::Upgrade { head, refusal } => *refusal = door.refusal(head),
             Event::Register => wants.push((key, Want::Register)),
             Event::Http(request) => wants.push((key, Want::Http(request))),
             Event::Authenticate { token, purpose } => {

@@ -50,6 +50,11 @@ impl<D: Driver> Shard<D> {
         let session_id = self.session_id(key);
         let Some(entry) = self.sessions.get_mut(key) else { return };
         let (user_id, device_id) = entry.session.identity();
+        if !self.shared.admission.user_enters(user_id) {
+            self.shared.metrics.refused_user_sessions.add(1);
+            self.with_session(key, |session, context| session.too_many_sessions(context));
+            return;
+        }
         entry.registered = true;
         let form = entry.session.form();
         self.users.add(user_id, key, &mut self.sessions);
@@ -57,6 +62,9 @@ impl<D: Driver> Shard<D> {
     }
 
     fn hand_over(&mut self, key: Key, head: Bytes) {
+        if self.refuse_http(key) {
+            return;
+        }
         let refusal = match &self.shared.ports.http {
             None => Some((NOT_FOUND, 404)),
             Some(http) if http.capacity() == 0 => Some((BUSY, 503)),
@@ -101,6 +109,7 @@ impl<D: Driver> Shard<D> {
             requests::answer(&shared, Asker { shard: self.index, key, user, form }, request);
         }
         shared.metrics.retries.add(u64::from(session.take_retries()));
+        shared.metrics.rate_limited.add(u64::from(session.take_limited()));
         if session.queued_bytes() > 0 {
             let mut frames = Frames::new();
             let offset = session.lend(SEND_FRAMES_MAX, SEND_BYTES_MAX, |frame| frames.push(frame));
@@ -159,6 +168,7 @@ impl<D: Driver> Shard<D> {
         if std::mem::take(&mut entry.registered) {
             let (user_id, device_id) = entry.session.identity();
             self.users.remove(user_id, key, &mut self.sessions);
+            self.shared.admission.user_leaves(user_id);
             self.changes.push(Change::Unregister(SessionEntry { user_id, device_id, session_id }));
         }
     }
@@ -179,7 +189,7 @@ impl<D: Driver> Shard<D> {
         if entry.session.is_live() && std::mem::take(&mut entry.counted_opening) {
             entry.counted_live = true;
             entry.opening = None;
-            self.shared.admission.no_longer_opening();
+            self.shared.admission.no_longer_opening(entry.neighbour);
             self.shared.admission.became_live();
             self.shared.metrics.sessions_begun.add(1);
         }

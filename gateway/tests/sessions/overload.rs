@@ -1,5 +1,6 @@
 //! Slow readers, full mailboxes, too many connections, and connections that are somebody else's.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use roost_ports::delivery::{Audience, DeliveryBatch, DeliveryError, DeliveryItem};
@@ -12,6 +13,28 @@ use tokio::net::TcpStream;
 use crate::client::{Client, End};
 use crate::eventually;
 use crate::world::{World, message};
+
+/// The whole answer to an upgrade that is refused.
+async fn handshake(address: SocketAddr, headers: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(upgrade(headers).as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+fn upgrade(headers: &str) -> String {
+    format!(
+        "GET /v1/connect HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+         Sec-WebSocket-Protocol: roost.v1.json\r\n{headers}\r\n"
+    )
+}
+
+fn retry_after_s(answer: &str) -> u64 {
+    let line = answer.lines().find_map(|line| line.strip_prefix("Retry-After: "));
+    line.expect("it says when to come back").parse().expect("seconds")
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_reader_is_closed_and_the_others_get_everything() {
@@ -70,7 +93,7 @@ async fn a_slow_reader_that_wakes_up_hears_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn too_many_connections_wait_and_those_that_are_there_stay() {
+async fn a_full_gateway_says_when_to_come_back_and_those_that_are_there_stay() {
     let world = World::new();
     let mut config = World::config();
     config.sessions_max = 3;
@@ -79,17 +102,18 @@ async fn too_many_connections_wait_and_those_that_are_there_stay() {
     for _ in 0..3 {
         clients.push(Client::connect(gateway.address(), Form::Json).await);
     }
-    let address = gateway.address();
-    let mut fourth = tokio::spawn(async move { Client::connect(address, Form::Json).await });
-    assert!(tokio::time::timeout(Duration::from_millis(300), &mut fourth).await.is_err(), "it waits");
+    let refused = handshake(gateway.address(), "").await;
+    assert!(refused.starts_with("HTTP/1.1 503 "), "{refused}");
+    assert!((1..=10).contains(&retry_after_s(&refused)), "{refused}");
     assert!(!gateway.ready());
+    assert_eq!(gateway.metrics().refused_full.get(), 1);
     for client in &mut clients {
         client.say(Some(2), ClientBody::Ping).await;
         assert_eq!(client.hear().await.id, Some(2));
     }
     clients.pop();
-    fourth.await.unwrap();
-    assert!(gateway.metrics().accept_pauses.get() >= 1);
+    eventually("there is room", || gateway.ready()).await;
+    Client::connect(gateway.address(), Form::Json).await;
     gateway.stop().await;
 }
 

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use roost_protocol::frames::{Connected, ServerBody};
-use roost_protocol::{ClientMsgId, CloseCode, ConversationId, Epoch, ErrorCode, SessionId};
+use roost_protocol::{ClientMsgId, CloseCode, ConversationId, Epoch, ErrorCode, SessionId, limits};
 
 use super::opening::Stage;
 use super::{Context, Event, Identity, Loss, Phase, Refusal, Session, Settled};
@@ -56,6 +56,16 @@ impl Session {
         };
         self.say(opening.connect_id, ServerBody::Connected(connected), context);
         self.receive_all(&mut opening.held, context, tell);
+    }
+
+    /// The user has as many sessions as are allowed: the newest one goes.
+    pub fn too_many_sessions(&mut self, context: &Context<'_>) {
+        let Phase::Opening(opening) = &self.phase else { return };
+        let (id, code) = (opening.connect_id, ErrorCode::TooManySessions);
+        let retry_after_ms = Some(limits::TOO_MANY_SESSIONS_RETRY_MS);
+        let body = ServerBody::Error { code, message: code.help().to_owned(), retry_after_ms, fatal: true };
+        self.say(id, body, context);
+        self.begin_close(CloseCode::TooManySessions, context);
     }
 
     /// Queues a frame that others get too. Says whether it is in the queue, or the session no longer counts; a session

@@ -3,13 +3,20 @@
 use roost_protocol::frames::{HistoryRange, Send};
 use roost_protocol::{ClientMsgId, CloseCode, ConversationId, DeviceId, Seq, TimeMs, UserId};
 
-use crate::framing::handshake::PlainHttp;
+use crate::framing::handshake::{HttpError, PlainHttp, Request as Head};
 
 /// Something that the session asks the gateway for, while bytes of its peer are read.
 #[derive(Debug)]
 pub enum Event<'a> {
     /// Not a session: hand the connection over, or refuse it with `answer_http`.
     Http(Box<PlainHttp>),
+    /// The handshake is in order. Whoever does not want this session puts a refusal in place of `None` before returning.
+    Upgrade {
+        /// The HTTP head, for the forwarding headers of configured proxies.
+        head: &'a Head,
+        /// The answer; nothing means that the session begins.
+        refusal: &'a mut Option<HttpError>,
+    },
     /// Verify the token and call `authenticated`. Nothing more is read meanwhile, unless it is a refresh.
     Authenticate {
         /// The token. Must not be logged.

@@ -15,11 +15,12 @@ use roost_protocol::frames::{Form, ServerBody, ServerFrame};
 use roost_protocol::{ClientMsgId, CloseCode, DeviceId, ErrorCode, UserId};
 
 use crate::framing::websocket::{CloseState, Decoder, close_frame};
+use crate::rate::Bucket;
 
 pub use encode::{encode, encode_message};
 pub use event::{Ending, Event, Identity, Purpose, Refusal, Request, RequestKind, Settled};
 pub use outstanding::content_of;
-pub use settings::{Context, Loss, Now, Settings, Timings};
+pub use settings::{Context, Loss, Now, Pressure, Settings, Timings};
 
 use opening::{Handshaking, Opening, Stage};
 use outstanding::Outstanding;
@@ -34,14 +35,15 @@ use queue::Queue;
 ///   [`transmitted`](Self::transmitted) (bytes that the socket took), [`lost`](Self::lost) (the peer is gone),
 ///   [`handle_timeout`](Self::handle_timeout) (the deadline has passed).
 /// * **Commands** take what the gateway decided: [`authenticated`](Self::authenticated),
-///   [`registered`](Self::registered), [`deliver`](Self::deliver), [`settled`](Self::settled),
+///   [`registered`](Self::registered), [`too_many_sessions`](Self::too_many_sessions), [`deliver`](Self::deliver), [`settled`](Self::settled),
 ///   [`rejected`](Self::rejected), [`send_failed`](Self::send_failed), [`answer`](Self::answer),
 ///   [`answer_http`](Self::answer_http), [`goaway`](Self::goaway), [`reload`](Self::reload), [`close`](Self::close).
 /// * **Polls** say what is to be done now: [`poll_request`](Self::poll_request), [`lend`](Self::lend),
 ///   [`wants_shutdown`](Self::wants_shutdown), [`is_finished`](Self::is_finished), [`deadline`](Self::deadline),
 ///   [`read_budget`](Self::read_budget).
 /// * **Getters** change nothing: [`is_live`](Self::is_live), [`identity`](Self::identity), [`form`](Self::form),
-///   [`queued_bytes`](Self::queued_bytes), [`sends_in_flight`](Self::sends_in_flight), [`take_retries`](Self::take_retries), [`ending`](Self::ending).
+///   [`queued_bytes`](Self::queued_bytes), [`sends_in_flight`](Self::sends_in_flight), [`take_retries`](Self::take_retries),
+///   [`take_limited`](Self::take_limited), [`ending`](Self::ending).
 ///
 /// [`Event`]s are handed out during a call, because a send borrows its body from the receive buffer: it is copied
 /// once, by whoever takes the event, into the log record.
@@ -80,6 +82,11 @@ pub struct Session {
     control_count: u16,
     /// Sends answered `retry` since somebody asked.
     retries: u16,
+    /// Sends and requests over their rate, since somebody asked.
+    limited: u16,
+    /// How far the rates of sends and of requests are used up.
+    sends: Bucket,
+    requests: Bucket,
     form: Form,
     close: CloseState,
     /// The writing half has been closed.
@@ -122,6 +129,9 @@ impl Session {
             control_second: 0,
             control_count: 0,
             retries: 0,
+            limited: 0,
+            sends: Bucket::default(),
+            requests: Bucket::default(),
             form: Form::Binary,
             close: CloseState::Open,
             shut_down: false,
@@ -214,6 +224,11 @@ impl Session {
         std::mem::take(&mut self.retries)
     }
 
+    /// How many sends and requests were over their rate since this was last asked.
+    pub fn take_limited(&mut self) -> u16 {
+        std::mem::take(&mut self.limited)
+    }
+
     /// Why it ended, once it has or is about to.
     pub fn ending(&self) -> Option<Ending> {
         self.ending
@@ -227,8 +242,18 @@ impl Session {
     }
 
     fn say_retry(&mut self, id: Option<u32>, client_msg_id: ClientMsgId, code: ErrorCode, context: &Context<'_>) {
+        self.say_retry_after(id, client_msg_id, code, context.settings.retry_after_ms, context);
+    }
+
+    fn say_retry_after(
+        &mut self,
+        id: Option<u32>,
+        client_msg_id: ClientMsgId,
+        code: ErrorCode,
+        retry_after_ms: u64,
+        context: &Context<'_>,
+    ) {
         self.retries = self.retries.saturating_add(1);
-        let retry_after_ms = context.settings.retry_after_ms;
         self.say(id, ServerBody::Retry { client_msg_id, retry_after_ms, code }, context);
     }
 

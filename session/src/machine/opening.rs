@@ -63,14 +63,14 @@ impl Session {
                 tell(Event::Http(request));
             }
             Step::Refused(error) => self.refuse_handshake(&error, context),
-            Step::Upgrade(_) if !context.admits => {
-                let seconds = u32::try_from(context.settings.retry_after_ms.div_ceil(1000)).unwrap_or(u32::MAX);
-                self.refuse_handshake(
-                    &HttpError::unavailable("No new sessions now: come back later.", seconds),
-                    context,
-                );
+            Step::Upgrade(upgrade) => {
+                let mut refusal = None;
+                tell(Event::Upgrade { head: &upgrade.request, refusal: &mut refusal });
+                match refusal {
+                    Some(error) => self.refuse_handshake(&error, context),
+                    None => self.upgrade(*upgrade, context, tell),
+                }
             }
-            Step::Upgrade(upgrade) => self.upgrade(*upgrade, context, tell),
         }
     }
 

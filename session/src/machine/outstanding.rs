@@ -7,6 +7,7 @@ use roost_protocol::frames::Send;
 use roost_protocol::{ClientMsgId, ConversationId};
 
 use super::{Request, Settings};
+use crate::rate::Bucket;
 
 #[derive(Debug, Default)]
 pub(super) struct Outstanding {
@@ -55,6 +56,11 @@ pub(super) enum Admission {
     Order,
     /// Too many in flight.
     Busy,
+    /// Too many a second.
+    TooFast {
+        /// Until the next one may come.
+        wait_ms: u64,
+    },
 }
 
 impl Outstanding {
@@ -82,6 +88,7 @@ impl Outstanding {
         request: u32,
         now_ms: u64,
         settings: &Settings,
+        bucket: &mut Bucket,
     ) -> Admission {
         let (conversation_id, client_msg_id) = (send.conversation_id, send.client_msg_id);
         let content = content_of(&send.content_type, &send.body);
@@ -102,6 +109,10 @@ impl Outstanding {
         if self.sends.len() >= settings.sends_in_flight_max || self.blocked.len() >= settings.sends_in_flight_max {
             self.block(conversation_id, client_msg_id, request, settings);
             return Admission::Busy;
+        }
+        if let Err(wait_ms) = bucket.take(settings.sends, now_ms) {
+            self.block(conversation_id, client_msg_id, request, settings);
+            return Admission::TooFast { wait_ms };
         }
         let deadline_ms = now_ms + settings.timings.send_deadline_ms;
         self.sends.push_back(InFlight { request, id, client_msg_id, conversation_id, content, deadline_ms });

@@ -1,7 +1,7 @@
 //! The handlers of bytes: what the peer sends, what the socket took, and that the peer is gone.
 
 use roost_protocol::frames::{ClientBody, ClientFrame, DecodeError, Form, Send, ServerBody};
-use roost_protocol::{CloseCode, ErrorCode};
+use roost_protocol::{CloseCode, ErrorCode, limits};
 
 use super::opening::{Stage, close_code_of};
 use super::outstanding::Admission;
@@ -147,7 +147,7 @@ impl Session {
     fn take_send(&mut self, id: Option<u32>, send: &Send<'_>, context: &Context<'_>, tell: &mut dyn FnMut(Event<'_>)) {
         let request = self.next_request;
         let outstanding = self.outstanding.get_or_insert_default();
-        let admission = outstanding.admit(send, id, request, context.now.steady_ms, context.settings);
+        let admission = outstanding.admit(send, id, request, context.now.steady_ms, context.settings, &mut self.sends);
         let client_msg_id = send.client_msg_id;
         match admission {
             Admission::Log => {
@@ -160,6 +160,11 @@ impl Session {
                 let message = code.help().to_owned();
                 self.say(id, ServerBody::Rejected { client_msg_id, code, message }, context);
             }
+            Admission::TooFast { wait_ms } => {
+                self.limited = self.limited.saturating_add(1);
+                let wait_ms = wait_ms.max(limits::RATE_WAIT_MS_MIN);
+                self.say_retry_after(id, client_msg_id, ErrorCode::RateLimited, wait_ms, context);
+            }
             Admission::Order | Admission::Busy => {
                 let code = if admission == Admission::Order { ErrorCode::Order } else { ErrorCode::Busy };
                 self.say_retry(id, client_msg_id, code, context);
@@ -169,6 +174,9 @@ impl Session {
 
     fn take_request(&mut self, request: Request, context: &Context<'_>) {
         let id = request.id;
+        if !self.may_ask(id, context) {
+            return;
+        }
         let outstanding = self.outstanding.get_or_insert_default();
         if !outstanding.queue_request(request, context.settings) {
             self.say_error(id, ErrorCode::Busy, "Too many requests without an answer.", context);
@@ -176,12 +184,27 @@ impl Session {
     }
 
     fn take_refresh(&mut self, id: Option<u32>, token: &str, context: &Context<'_>, tell: &mut dyn FnMut(Event<'_>)) {
+        if !self.may_ask(id, context) {
+            return;
+        }
         let outstanding = self.outstanding.get_or_insert_default();
         if outstanding.refresh.is_some() {
             return self.say_error(id, ErrorCode::Busy, "A refresh is under way.", context);
         }
         outstanding.refresh = Some(id);
         tell(Event::Authenticate { token, purpose: Purpose::Refresh });
+    }
+
+    /// Whether another request is within the rate; says so where it is not.
+    fn may_ask(&mut self, id: Option<u32>, context: &Context<'_>) -> bool {
+        let Err(wait_ms) = self.requests.take(context.settings.requests, context.now.steady_ms) else { return true };
+        self.limited = self.limited.saturating_add(1);
+        let code = ErrorCode::RateLimited;
+        let retry_after_ms = Some(wait_ms.max(limits::RATE_WAIT_MS_MIN));
+        let body = ServerBody::Error { code, message: code.help().to_owned(), retry_after_ms, fatal: false };
+        self.say(id, body, context);
+        self.drop_outstanding_if_idle();
+        false
     }
 
     fn frame_ping(&mut self, id: Option<u32>, context: &Context<'_>) {

@@ -7,6 +7,7 @@ use roost_protocol::{TimeMs, limits};
 use super::encode::encode;
 use crate::framing::handshake::OriginPolicy;
 use crate::framing::websocket::Limits;
+use crate::rate::Rate;
 
 /// How long things may take, in milliseconds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,6 +58,10 @@ pub struct Settings {
     pub requests_in_flight_max: usize,
     /// Pings and pongs of either kind a second.
     pub control_frames_per_second_max: u16,
+    /// Sends of one session.
+    pub sends: Rate,
+    /// Syncs, histories and refreshes of one session.
+    pub requests: Rate,
     /// What the WebSocket decoder may hold of a live session.
     pub frames: Limits,
     ping: [Bytes; 2],
@@ -75,6 +80,8 @@ impl Default for Settings {
             sends_in_flight_max: limits::SENDS_IN_FLIGHT_MAX,
             requests_in_flight_max: limits::REQUESTS_IN_FLIGHT_MAX,
             control_frames_per_second_max: limits::CONTROL_FRAMES_PER_SECOND_MAX as u16,
+            sends: Rate { per_second: limits::SENDS_PER_SECOND_MAX, burst: limits::SENDS_AT_ONCE_MAX },
+            requests: Rate { per_second: limits::REQUESTS_PER_SECOND_MAX, burst: limits::REQUESTS_AT_ONCE_MAX },
             frames: Limits {
                 message_bytes_max: limits::CLIENT_FRAME_BYTES_MAX,
                 message_fragments_max: limits::FRAGMENTS_MAX,
@@ -121,15 +128,45 @@ pub struct Context<'s> {
     pub settings: &'s Settings,
     /// The time.
     pub now: Now,
-    /// Whether new sessions are taken; else a handshake is refused and told to come back.
-    pub admits: bool,
-    /// Whether the sum of all queues is over its cap: then the soft limit is the hard one.
-    pub pressed: bool,
+    /// How far the sum of all queues is over its cap.
+    pub pressure: Pressure,
 }
 
 impl Context<'_> {
     pub(super) fn queue_bytes_hard(&self) -> usize {
-        if self.pressed { self.settings.queue_bytes_soft } else { self.settings.queue_bytes_hard }
+        match self.pressure {
+            Pressure::None => self.settings.queue_bytes_hard,
+            Pressure::Some => self.settings.queue_bytes_soft,
+            Pressure::High => self.settings.queue_bytes_soft / 16,
+            Pressure::Extreme => 0,
+        }
+    }
+}
+
+/// How far the sum of all queues is over its cap. What one session may have waiting falls with it, so that the slowest
+/// readers go first, and the sum stops rising whatever the number of sessions is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub enum Pressure {
+    /// It is not.
+    #[default]
+    None,
+    /// The soft limit is the hard one.
+    Some,
+    /// A sixteenth of the soft limit is.
+    High,
+    /// Only an empty queue takes a frame.
+    Extreme,
+}
+
+impl Pressure {
+    /// By the sum of all queues and its cap: over it, over it by a quarter, over it by half.
+    pub fn of(sum_bytes: u64, cap_bytes: u64) -> Self {
+        match sum_bytes {
+            sum if sum <= cap_bytes => Self::None,
+            sum if sum <= cap_bytes + cap_bytes / 4 => Self::Some,
+            sum if sum <= cap_bytes + cap_bytes / 2 => Self::High,
+            _ => Self::Extreme,
+        }
     }
 }
 

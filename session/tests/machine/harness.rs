@@ -3,7 +3,10 @@
 use bytes::Bytes;
 use roost_protocol::frames::{ClientBody, ClientFrame, Form, Send, ServerBody, ServerFrame};
 use roost_protocol::{ClientMsgId, ConversationId, DeviceId, Epoch, Incarnation, SessionId, UserId};
-use roost_session::machine::{Context, Event, Identity, Loss, Now, Purpose, Request, Session, Settings, Settled};
+use roost_session::framing::handshake::HttpError;
+use roost_session::machine::{
+    Context, Event, Identity, Loss, Now, Pressure, Purpose, Request, Session, Settings, Settled,
+};
 
 use crate::common::{BINARY, FIN, TEXT, client_frame};
 
@@ -27,6 +30,9 @@ pub struct Driven {
     pub form: Form,
     pub told: Vec<Told>,
     pub requests: Vec<Request>,
+    /// What handshakes are refused with.
+    pub refusal: Option<HttpError>,
+    pub pressure: Pressure,
     /// Everything written.
     pub output: Vec<u8>,
     /// How far `frames` has read it.
@@ -38,7 +44,18 @@ impl Driven {
         let settings = Settings::default();
         let now = Now { steady_ms: 1_000, wall_ms: WALL_MS };
         let session = Session::new(&settings, now);
-        Self { session, settings, now, form, told: Vec::new(), requests: Vec::new(), output: Vec::new(), heard: 0 }
+        Self {
+            session,
+            settings,
+            now,
+            form,
+            told: Vec::new(),
+            requests: Vec::new(),
+            refusal: None,
+            pressure: Pressure::None,
+            output: Vec::new(),
+            heard: 0,
+        }
     }
 
     /// A live session that has heard `connected`.
@@ -53,11 +70,12 @@ impl Driven {
     }
 
     pub fn call<T>(&mut self, call: impl FnOnce(&mut Session, &Context<'_>, &mut dyn FnMut(Event<'_>)) -> T) -> T {
-        let context = Context { settings: &self.settings, now: self.now, admits: true, pressed: false };
-        let told = &mut self.told;
+        let context = Context { settings: &self.settings, now: self.now, pressure: self.pressure };
+        let (told, refused_with) = (&mut self.told, self.refusal);
         call(&mut self.session, &context, &mut |event| {
             told.push(match event {
                 Event::Http(_) => Told::Http,
+                Event::Upgrade { refusal, .. } => return *refusal = refused_with,
                 Event::Authenticate { token, purpose } => Told::Authenticate(token.to_owned(), purpose),
                 Event::Register => Told::Register,
                 Event::Send { request, send } => {

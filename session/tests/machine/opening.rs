@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 use roost_protocol::frames::{ClientBody, ClientFrame, Form, ServerBody};
 use roost_protocol::{DeviceId, ErrorCode};
+use roost_session::framing::handshake::HttpError;
 use roost_session::machine::{Identity, Purpose, Refusal, Session};
 
 use crate::common::{FIN, PING, client_frame};
@@ -113,14 +114,29 @@ fn every_stage_ends_in_time() {
 }
 
 #[test]
-fn while_it_drains_the_gateway_refuses_in_http() {
+fn a_handshake_that_the_gateway_does_not_want_is_refused_in_http() {
     let mut driven = Driven::new(Form::Json);
-    let settings = driven.settings.clone();
-    let context =
-        roost_session::machine::Context { settings: &settings, now: driven.now, admits: false, pressed: false };
-    driven.session.receive(&mut head(Form::Json, ""), &context, &mut |event| panic!("{event:?}"));
+    driven.refusal = Some(HttpError::unavailable("Not now.", 7));
+    driven.receive(&head(Form::Json, ""));
     driven.write(usize::MAX);
-    assert!(driven.output.starts_with(b"HTTP/1.1 503 "));
+    let answer = String::from_utf8(driven.output.clone()).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("\r\nRetry-After: 7\r\n"), "{answer}");
+    assert!(driven.told.is_empty());
+}
+
+#[test]
+fn the_newest_session_of_a_user_with_too_many_is_told_when_to_come_back() {
+    let mut driven = Driven::new(Form::Json);
+    driven.receive(&head(Form::Json, ""));
+    driven.receive(&connect_frame(Form::Json, Some("t")));
+    let identity = Identity { user_id: USER, device_id: DEVICE, expires_at: WALL_MS + 5_000 };
+    driven.call(|session, context, tell| session.authenticated(Ok(identity), context, tell));
+    driven.call(|session, context, _| session.too_many_sessions(context));
+    let [frame] = &driven.frames()[..] else { panic!("one frame") };
+    let ServerBody::Error { code: ErrorCode::TooManySessions, retry_after_ms, fatal: true, .. } = frame.body else {
+        panic!("{frame:?}")
+    };
+    assert_eq!((frame.id, retry_after_ms, driven.close_code()), (Some(1), Some(40_000), Some(4005)));
 }
 
 proptest! {

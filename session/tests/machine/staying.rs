@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use roost_protocol::frames::{ClientBody, Form, ServerBody};
 use roost_protocol::{CloseCode, DeviceId, ErrorCode};
-use roost_session::machine::{Ending, Identity, Loss};
+use roost_session::machine::{Ending, Identity, Loss, Pressure};
+use roost_session::rate::Rate;
 
 use crate::common::{CLOSE, FIN, PING, PONG, client_frame};
 use crate::harness::*;
@@ -145,4 +146,77 @@ fn both_sides_may_begin_the_close() {
     assert!(!driven.session.wants_shutdown(), "the peer is to close too");
     driven.pass(2_000);
     assert!(driven.session.is_finished(), "but is not waited for long");
+}
+
+#[test]
+fn under_pressure_the_limit_of_a_queue_falls_but_an_empty_one_takes_a_frame() {
+    for (pressure, kept) in [(Pressure::None, 10), (Pressure::Some, 2), (Pressure::High, 1), (Pressure::Extreme, 1)] {
+        let mut driven = Driven::live(Form::Binary);
+        driven.pressure = pressure;
+        let frames = (0..20).take_while(|_| {
+            driven.deliver(100_000, Loss::Never);
+            driven.session.is_live()
+        });
+        assert_eq!(frames.count(), kept, "{pressure:?}");
+        assert_eq!(driven.session.ending(), Some(Ending::Ours(CloseCode::Slow)));
+    }
+    assert_eq!([100, 101, 125, 126, 150, 151].map(|sum| Pressure::of(sum, 100)), {
+        use Pressure::{Extreme, High, None, Some};
+        [None, Some, Some, High, High, Extreme]
+    });
+}
+
+#[test]
+fn s40_sends_over_the_rate_are_told_when_to_come_again() {
+    let mut driven = Driven::live(Form::Json);
+    driven.settings.sends = Rate { per_second: 2, burst: 3 };
+    for message in 0..5 {
+        // Conversations of their own, so that the order of one does not stand in the way.
+        driven.send(u32::from(message), message, message);
+    }
+    let sent = driven.told.iter().filter(|told| matches!(told, Told::Send(..))).count();
+    assert_eq!(sent, 3);
+    let retries: Vec<_> = driven
+        .frames()
+        .into_iter()
+        .map(|frame| match frame.body {
+            ServerBody::Retry { code, retry_after_ms, .. } => (frame.id, code, retry_after_ms),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(retries, [(Some(3), ErrorCode::RateLimited, 500), (Some(4), ErrorCode::RateLimited, 500)]);
+    driven.send(5, 3, 33);
+    assert!(
+        matches!(driven.frames()[..], [ref frame] if matches!(frame.body, ServerBody::Retry { code: ErrorCode::Order, .. }))
+    );
+    driven.pass(500);
+    driven.send(6, 3, 3);
+    driven.send(7, 4, 4);
+    let sent = driven.told.iter().filter(|told| matches!(told, Told::Send(..))).count();
+    assert_eq!(sent, 4, "one more after the wait");
+    driven.send(0, 0, 0);
+    assert_eq!(driven.frames().len(), 1, "what is in flight already costs nothing");
+}
+
+#[test]
+fn s40_requests_over_the_rate_are_told_when_to_come_again() {
+    let mut driven = Driven::live(Form::Json);
+    driven.settings.requests = Rate { per_second: 1, burst: 2 };
+    driven.say(Some(1), ClientBody::Sync { since: None });
+    driven.say(Some(2), ClientBody::Refresh { token: "new".into() });
+    let history = || ClientBody::History {
+        conversation_id: conversation_id(0),
+        range: roost_protocol::frames::HistoryRange::After(0),
+        limit: None,
+    };
+    driven.say(Some(3), history());
+    let [frame] = &driven.frames()[..] else { panic!("one frame") };
+    let ServerBody::Error { code: ErrorCode::RateLimited, retry_after_ms: Some(1_000), fatal: false, .. } = frame.body
+    else {
+        panic!("{frame:?}")
+    };
+    assert_eq!(frame.id, Some(3));
+    driven.pass(1_000);
+    driven.say(Some(4), history());
+    assert!(driven.frames().is_empty());
 }
