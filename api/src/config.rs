@@ -1,6 +1,5 @@
 //! What an api process is told: who it is, what it limits, and the ports that it stands on.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
@@ -8,6 +7,7 @@ use roost_ports::registry::Rate;
 use roost_ports::{Clock, Log, Registry, Store};
 use roost_protocol::limits;
 use roost_protocol::records::Endpoint;
+use roost_session::framing::peer::Proxies;
 use roost_session::token::Issuer;
 
 /// How an api process behaves. [`Config::new`] gives every field its default.
@@ -32,7 +32,7 @@ pub struct Config {
     /// How often what may be done.
     pub rates: Rates,
     /// Only these peers' `X-Forwarded-For` is believed.
-    pub trusted_proxies: Vec<IpAddr>,
+    pub trusted_proxies: Proxies,
     /// Connections at one time.
     pub connections_max: usize,
     /// Connections of one address at one time.
@@ -52,7 +52,7 @@ impl Config {
             password: PasswordCost::default(),
             key_rotation_ms: 24 * 60 * 60 * 1000,
             rates: Rates::default(),
-            trusted_proxies: Vec::new(),
+            trusted_proxies: Proxies::default(),
             connections_max: 8_192,
             connections_per_address_max: 1_024,
         }

@@ -31,6 +31,13 @@ pub enum Io {
 
 /// The usual rate of handshakes. See docs/performance.md for what one costs.
 pub const HANDSHAKES_PER_SECOND: u32 = 1_000;
+/// The usual number of connections that one address may have: what a large office or a mobile network's shared address
+/// needs. Loopback is an address like any other.
+pub const CONNECTIONS_PER_ADDRESS_MAX: usize = 10_000;
+/// The usual number of sessions that one user may have.
+pub const SESSIONS_PER_USER_MAX: usize = 32;
+/// The usual cap on all queues together.
+pub const QUEUE_BYTES_SUM_MAX: usize = 1 << 30;
 /// The usual rate of syncs.
 pub const RESUMES_PER_SECOND: u32 = 1_000;
 
@@ -57,7 +64,7 @@ pub struct Config {
     pub timings: Timings,
     /// The hard limit of a session's queue; the soft one is a quarter of it.
     pub queue_bytes_hard: usize,
-    /// The cap on the sum of all queues; above it the soft limit is the hard one.
+    /// The cap on the sum of all queues; above it the hard limit of each falls, in three steps, to nothing.
     pub queue_bytes_sum_max: usize,
     /// Deliveries that wait for a shard, in bytes; beyond, Delivery is told to come back.
     pub mailbox_bytes_max: usize,
@@ -111,13 +118,13 @@ impl Config {
             registry_timeout_ms: 450,
             timings: Timings::default(),
             queue_bytes_hard: roost_protocol::limits::QUEUE_BYTES_HARD,
-            queue_bytes_sum_max: 1 << 30,
+            queue_bytes_sum_max: QUEUE_BYTES_SUM_MAX,
             mailbox_bytes_max: 64 << 20,
             sessions_max: 4_000_000,
             openings_max: 8_192,
             handshakes_per_second: HANDSHAKES_PER_SECOND,
-            connections_per_address_max: 10_000,
-            sessions_per_user_max: 32,
+            connections_per_address_max: CONNECTIONS_PER_ADDRESS_MAX,
+            sessions_per_user_max: SESSIONS_PER_USER_MAX,
             sends: Rate { per_second: limits::SENDS_PER_SECOND_MAX, burst: limits::SENDS_AT_ONCE_MAX },
             requests: Rate { per_second: limits::REQUESTS_PER_SECOND_MAX, burst: limits::REQUESTS_AT_ONCE_MAX },
             resumes_per_second: RESUMES_PER_SECOND,

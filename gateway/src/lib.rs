@@ -30,8 +30,14 @@ mod wheel;
 
 pub use authenticate::{Authenticate, StoreKeys};
 pub use certificates::{CertificateError, Certificates};
-pub use config::{Config, HANDSHAKES_PER_SECOND, HandedOver, Io, Place, Ports, RESUMES_PER_SECOND, StartError};
+pub use config::{
+    CONNECTIONS_PER_ADDRESS_MAX, Config, HANDSHAKES_PER_SECOND, HandedOver, Io, Place, Ports, QUEUE_BYTES_SUM_MAX,
+    RESUMES_PER_SECOND, SESSIONS_PER_USER_MAX, StartError,
+};
 pub use driver::Stream;
 pub use driver::tls::AsyncStream;
 pub use handle::{Gateway, GatewayHandle};
 pub use metrics::{Counter, Metrics};
+// What the configuration is made of.
+pub use roost_session::framing::peer::{Network, Proxies};
+pub use roost_session::rate::Rate;
