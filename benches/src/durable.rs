@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::installation::{Composition, Installation};
+use crate::installation::{Composition, Installation, Setup};
 use crate::load::{Load, Outcome, Sessions};
 use crate::{Result, machine, reference};
 
@@ -40,7 +40,7 @@ pub async fn run(options: &Options) -> Result<Value> {
     let wanted = |name: &str| options.only.as_deref().is_none_or(|only| only == name);
     let folder = tempfile::tempdir()?;
     let mut figures = json!({ "bench": "durable", "machine": machine::describe() });
-    figures["reference"] = reference::fdatasync(folder.path(), Duration::from_secs(2))?;
+    figures["reference"] = reference::disk::fdatasync(folder.path(), Duration::from_secs(2))?;
     for (name, composition) in [("embedded", Composition::Embedded), ("distributed", Composition::Distributed)] {
         if wanted(name) {
             figures[name] = measure(name, composition, options).await?;
@@ -51,7 +51,7 @@ pub async fn run(options: &Options) -> Result<Value> {
 
 async fn measure(name: &str, composition: Composition, options: &Options) -> Result<Value> {
     eprintln!("{name}: {} pairs, {} messages a second", options.pairs, options.per_second);
-    let installation = Installation::start(composition, options.pairs).await?;
+    let installation = Installation::start(composition, Setup { pairs: options.pairs, ..Setup::default() }).await?;
     let sessions = Sessions::connect(&installation).await?;
     let load = Load {
         per_second: options.per_second,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use roost_ports::Store;
-use roost_ports::store::{ApplyBatch, Incoming, Migration, PartBatch, PartOutcome};
+use roost_ports::store::{ApplyBatch, Incoming, Migration, Outcome, PartBatch, PartOutcome};
 use roost_protocol::frames::ConversationKind;
 use roost_protocol::records::{Action, IngressRecord};
 use roost_protocol::{ClientMsgId, ConversationId, DeviceId, UserId, digest, limits};
@@ -15,7 +15,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Child;
 
 use crate::machine::server_command;
-use crate::seed::{self, User};
+use crate::seed::{self, Plan, User};
 use crate::{Result, cpu};
 
 /// Which composition is measured.
@@ -25,6 +25,19 @@ pub enum Composition {
     Embedded,
     /// Separate roles over Kafka, Redis and PostgreSQL.
     Distributed,
+}
+
+/// Whom the Store knows before anything is measured, and how the gateway is started.
+#[derive(Default)]
+pub struct Setup {
+    /// So many users, numbered from 0.
+    pub users: usize,
+    /// The first users two by two, each pair with a direct conversation.
+    pub pairs: usize,
+    /// Groups of these users; the first of each made it.
+    pub groups: Vec<Vec<usize>>,
+    /// More of the command line of `roost serve` or `roost gateway`.
+    pub arguments: Vec<String>,
 }
 
 /// Two users and their conversation.
@@ -39,8 +52,13 @@ pub struct Pair {
 pub struct Installation {
     /// `host:port` of the gateway.
     pub address: String,
-    /// The users that can connect.
+    /// Those of the users that are pairs.
     pub pairs: Vec<Pair>,
+    /// The groups, as they were asked for.
+    pub groups: Vec<ConversationId>,
+    /// The users and their key, for processes of the load.
+    pub plan_file: PathBuf,
+    arguments: Vec<String>,
     composition: Composition,
     settings: Vec<String>,
     processes: Vec<Child>,
@@ -50,12 +68,12 @@ pub struct Installation {
 
 impl Installation {
     /// Seeds the Store, then starts every role and waits until it is ready.
-    pub async fn start(composition: Composition, pairs: usize) -> Result<Self> {
-        Self::prepare(composition, pairs).await?.launch().await
+    pub async fn start(composition: Composition, setup: Setup) -> Result<Self> {
+        Self::prepare(composition, setup).await?.launch().await
     }
 
     /// Seeds the Store; nothing of Roost runs yet.
-    pub async fn prepare(composition: Composition, pairs: usize) -> Result<Self> {
+    pub async fn prepare(composition: Composition, setup: Setup) -> Result<Self> {
         let data = tempfile::Builder::new().prefix("roost-bench-").tempdir()?;
         let folder = data.path().display().to_string();
         let settings: Vec<String> = match composition {
@@ -75,11 +93,22 @@ impl Installation {
                 Arc::new(roost_postgres::PostgresStore::connect(&variable("ROOST_TEST_POSTGRES")?).await?)
             }
         };
-        let users = seed::users(&*store, pairs * 2).await?;
-        let pairs = conversations(&*store, users).await?;
-        let servers = if composition == Composition::Distributed { server_processes() } else { Vec::new() };
-        let address = String::new();
-        Ok(Self { address, pairs, composition, settings, processes: Vec::new(), servers, _data: data })
+        let (plan, plan_file) = (Plan::new()?, data.path().join("plan.json"));
+        plan.save(&plan_file)?;
+        seed::store(&*store, &plan, setup.users.max(setup.pairs * 2)).await?;
+        let (pairs, groups) = conversations(&*store, &plan, &setup).await?;
+        Ok(Self {
+            address: String::new(),
+            pairs,
+            groups,
+            plan_file,
+            arguments: setup.arguments,
+            composition,
+            settings,
+            processes: Vec::new(),
+            servers: if composition == Composition::Distributed { server_processes() } else { Vec::new() },
+            _data: data,
+        })
     }
 
     /// Starts every role and waits until it is ready.
@@ -88,7 +117,7 @@ impl Installation {
         match self.composition {
             Composition::Embedded => {
                 let mut arguments = vec!["serve".to_owned(), "--listen".into(), "127.0.0.1:0".into()];
-                arguments.extend(settings);
+                arguments.extend([settings, self.arguments.clone()].concat());
                 self.address = self.role(&arguments).await?;
             }
             Composition::Distributed => self.start_roles(&settings).await?,
@@ -102,7 +131,7 @@ impl Installation {
         self.role(&role("persist", &[])).await?;
         self.role(&role("fanout", &registry)).await?;
         let listen = ["--listen".to_owned(), "127.0.0.1:0".into()];
-        self.address = self.role(&role("gateway", &[&registry[..], &listen[..]].concat())).await?;
+        self.address = self.role(&role("gateway", &[&registry[..], &listen[..], &self.arguments[..]].concat())).await?;
         Ok(())
     }
 
@@ -160,45 +189,54 @@ async fn run(command: &str, settings: &[String]) -> Result<()> {
     Err(format!("roost {command}: {}", String::from_utf8_lossy(&output.stderr)).into())
 }
 
-/// One direct conversation per two users, made by the Store's own transaction under a log of the seed's own.
-async fn conversations(store: &dyn Store, users: Vec<User>) -> Result<Vec<Pair>> {
+/// Direct conversations of the pairs, and groups, made by the Store's own transaction under a log of the seed's own.
+async fn conversations(store: &dyn Store, plan: &Plan, setup: &Setup) -> Result<(Vec<Pair>, Vec<ConversationId>)> {
     let log_id = "bench-seed".to_owned();
     store.migrate(&Migration { log_id: log_id.clone(), partitions: 1 }).await?;
     let claim = store.claim(&log_id, 0).await?;
-    let mut pairs = Vec::new();
-    let mut records = Vec::new();
-    for (number, two) in users.chunks_exact(2).enumerate() {
-        let conversation = ConversationId::direct(two[0].user_id, two[1].user_id);
-        records.push(creation(conversation, [two[0].user_id, two[1].user_id], number as u64));
-        pairs.push(Pair { users: [two[0].clone(), two[1].clone()], conversation });
+    let (mut pairs, mut groups, mut records) = (Vec::new(), Vec::new(), Vec::new());
+    for pair in 0..setup.pairs {
+        let users = [pair * 2, pair * 2 + 1].map(|n| User { user_id: plan.user_id(n), token: plan.token(n) });
+        let members = vec![users[0].user_id, users[1].user_id];
+        let conversation = ConversationId::direct(members[0], members[1]);
+        records.push(creation(conversation, ConversationKind::Direct, members, records.len() as u64));
+        pairs.push(Pair { users, conversation });
+    }
+    for members in &setup.groups {
+        let members: Vec<UserId> = members.iter().map(|&number| plan.user_id(number)).collect();
+        let conversation = ConversationId::new();
+        records.push(creation(conversation, ConversationKind::Group, members, records.len() as u64));
+        groups.push(conversation);
+    }
+    if records.is_empty() {
+        return Ok((pairs, groups));
     }
     let part = PartBatch { partition: 0, epoch: claim.epoch, from: claim.next, published: claim.published, records };
     let applied = store.apply(&ApplyBatch { log_id, parts: vec![part] }).await?;
-    match applied.parts.as_slice() {
-        [PartOutcome::Applied(_)] => Ok(pairs),
-        other => Err(format!("the seed was not applied: {other:?}").into()),
+    let [PartOutcome::Applied(applied)] = applied.parts.as_slice() else {
+        return Err(format!("the seed was not applied: {:?}", applied.parts).into());
+    };
+    match applied.iter().find(|outcome| !matches!(outcome, Outcome::Numbered(_))) {
+        None => Ok((pairs, groups)),
+        Some(refused) => Err(format!("the Store refused a conversation of the seed: {refused:?}").into()),
     }
 }
 
-fn creation(conversation_id: ConversationId, mut members: [UserId; 2], number: u64) -> Incoming {
+fn creation(conversation_id: ConversationId, kind: ConversationKind, mut members: Vec<UserId>, at: u64) -> Incoming {
+    let actor = members[0];
     members.sort_unstable();
     let record = IngressRecord {
-        actor: members[0],
+        actor,
         device: DeviceId::new(),
         client_msg_id: ClientMsgId::new(),
         time: limits::PING_MS,
         origin: None,
         if_last_seq: None,
-        action: Action::Create {
-            conversation_id,
-            kind: ConversationKind::Direct,
-            title: None,
-            members: members.to_vec(),
-        },
+        action: Action::Create { conversation_id, kind, title: None, members },
     };
     Incoming {
-        position: roost_ports::log::Position(number),
-        next: roost_ports::log::Position(number + 1),
+        position: roost_ports::log::Position(at),
+        next: roost_ports::log::Position(at + 1),
         digest: digest::of_record(&record.encode()),
         content: Ok(record),
     }

@@ -26,7 +26,7 @@ pub fn server_command(program: &std::path::Path) -> tokio::process::Command {
     }
 }
 
-/// For the figures: cores, memory, kernel, processor, and how they were shared out.
+/// For the figures: cores, memory, kernel, processor, how they were shared out, and what was built.
 pub fn describe() -> Value {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let memory_kib: u64 = read("/proc/meminfo")
@@ -43,6 +43,7 @@ pub fn describe() -> Value {
         "memory_gib": (memory_kib as f64 / 1024.0 / 1024.0 * 10.0).round() / 10.0,
         "kernel": read("/proc/sys/kernel/osrelease").trim(),
         "processor": processor,
+        "commit": std::env::var("ROOST_BENCH_COMMIT").ok(),
         "server_cores": std::env::var("ROOST_BENCH_SERVER_CPUS").ok(),
         "load_cores": std::env::var("ROOST_BENCH_LOAD_CPUS").ok(),
     })

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::installation::{Composition, Installation};
+use crate::installation::{Composition, Installation, Setup};
 use crate::{Result, client, cpu, machine};
 
 /// What to measure.
@@ -24,7 +24,8 @@ pub async fn run(options: &Options) -> Result<Value> {
     let mut ready = Vec::new();
     let mut rest = Vec::new();
     for number in 0..options.times.max(1) {
-        let installation = Installation::prepare(Composition::Embedded, 1).await?;
+        let setup = Setup { pairs: 1, ..Setup::default() };
+        let installation = Installation::prepare(Composition::Embedded, setup).await?;
         let begun = Instant::now();
         let installation = installation.launch().await?;
         let session = client::connect(&installation.address, &installation.pairs[0].users[0].token).await?;

@@ -22,7 +22,7 @@ pub struct Lengths {
     pub functions: BTreeMap<String, usize>,
 }
 
-/// The present lengths, and each use of `unsafe` outside the one folder that may hold it.
+/// The present lengths, and each use of `unsafe` outside the places that may hold it.
 pub fn measure(root: &Path) -> Result<(Lengths, Vec<String>)> {
     let mut lengths = Lengths::default();
     let mut unsafe_places = Vec::new();
@@ -39,7 +39,7 @@ pub fn measure(root: &Path) -> Result<(Lengths, Vec<String>)> {
                 *longest = lines.max(*longest);
             }
         }
-        if !name.starts_with(UNSAFE_HOME) {
+        if !UNSAFE_HOMES.iter().any(|home| name.starts_with(home)) {
             unsafe_places.extend(source.unsafe_lines.iter().map(|line| format!("{name}:{line}")));
         }
     }
@@ -80,7 +80,8 @@ pub fn growth(ratchet: &Lengths, present: &Lengths) -> Vec<String> {
     all
 }
 
-const UNSAFE_HOME: &str = "gateway/src/driver/uring";
+/// The driver, and the bare ring that it is measured against: both hand pointers to the kernel, and nothing else does.
+const UNSAFE_HOMES: [&str; 2] = ["gateway/src/driver/uring/", "benches/src/reference/raw_uring.rs"];
 const NOT_OURS: [&str; 3] = ["target", "node_modules", "data"];
 
 fn sources(root: &Path) -> Result<Vec<PathBuf>> {

@@ -1,0 +1,67 @@
+//! What one delivery costs the server: one message to the sessions of thousands of distinct users, one frame each.
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::compare::{self, Contestant};
+use crate::installation::Setup;
+use crate::reference::{Kind, Mode};
+use crate::target::{ServerOptions, Target};
+use crate::{Result, machine};
+
+/// What to measure.
+#[derive(Args)]
+pub struct Options {
+    /// Distinct users, with one session each, in one group.
+    #[arg(long, default_value_t = 5_000)]
+    sessions: usize,
+    /// Messages a second: each is as many deliveries as there are sessions.
+    #[arg(long, default_value_t = 20)]
+    per_second: usize,
+    /// Seconds of one turn.
+    #[arg(long, default_value_t = 5)]
+    seconds: usize,
+    /// Rounds; the median counts.
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+    /// Bytes of a message's body.
+    #[arg(long, default_value_t = 128)]
+    body_bytes: usize,
+    #[command(flatten)]
+    server: ServerOptions,
+}
+
+/// The whole path of the product (append, number, fan out, deliver) against a broadcast of the same frame.
+pub async fn run(options: &Options) -> Result<Value> {
+    let (sessions, body_bytes) = (options.sessions, options.body_bytes);
+    let groups = vec![(0..sessions).collect()];
+    let setup = Setup { users: sessions, groups, arguments: options.server.arguments(), ..Setup::default() };
+    let product = Target::product(setup).await?;
+    let driver = product.driver()?;
+    let mut all = vec![Contestant::ready("product", product, sessions, body_bytes).await?];
+    for (name, kind) in [("raw", Kind::Raw), ("tokio", Kind::Tokio)] {
+        let target = Target::reference(kind, Mode::Broadcast).await?;
+        all.push(Contestant::ready(name, target, sessions, body_bytes).await?);
+    }
+    let count = options.per_second * options.seconds;
+    compare::rounds(&mut all, options.rounds, |contestant| {
+        format!("broadcast 0 {} {count} {} {sessions}", contestant.target.group(0), options.per_second)
+    })
+    .await?;
+    let [product, raw, tokio] = all.as_slice() else { unreachable!("three stand in the list") };
+    let ((to_raw, to_raw_spread), (to_tokio, to_tokio_spread)) = (product.ratio_to(raw), product.ratio_to(tokio));
+    Ok(json!({
+        "bench": "deliver",
+        "machine": machine::describe(),
+        "driver": driver,
+        "sessions": sessions,
+        "messages_per_second": options.per_second,
+        "cpu_us_per_delivery": product.micros(),
+        "ratio_to_raw": to_raw,
+        "ratio_to_raw_spread": to_raw_spread,
+        "ratio_to_tokio": to_tokio,
+        "ratio_to_tokio_spread": to_tokio_spread,
+        "product": product.figures(),
+        "reference": { "raw": raw.figures(), "tokio": tokio.figures() },
+    }))
+}

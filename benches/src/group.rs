@@ -1,0 +1,67 @@
+//! One message to the largest group: how long until all have it, and what a delivery costs against the group of `deliver`.
+
+use clap::Args;
+use roost_protocol::limits;
+use serde_json::{Value, json};
+
+use crate::compare::{self, Contestant};
+use crate::installation::Setup;
+use crate::target::{ServerOptions, Target};
+use crate::{Result, machine};
+
+/// What to measure.
+#[derive(Args)]
+pub struct Options {
+    /// Members, all connected.
+    #[arg(long, default_value_t = limits::MEMBERS_MAX)]
+    members: usize,
+    /// Members of the group that it is compared with.
+    #[arg(long, default_value_t = 5_000)]
+    compared_with: usize,
+    /// Deliveries a second, whatever the group.
+    #[arg(long, default_value_t = 50_000)]
+    per_second: usize,
+    /// Seconds of one turn.
+    #[arg(long, default_value_t = 5)]
+    seconds: usize,
+    /// Rounds; the median counts.
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+    #[command(flatten)]
+    server: ServerOptions,
+}
+
+/// Both groups in turn, each on a product of its own.
+pub async fn run(options: &Options) -> Result<Value> {
+    let mut all = Vec::new();
+    let mut driver = "";
+    for (name, members) in [("group", options.members), ("deliver", options.compared_with)] {
+        let groups = vec![(0..members).collect()];
+        let setup = Setup { users: members, groups, arguments: options.server.arguments(), ..Setup::default() };
+        let target = Target::product(setup).await?;
+        driver = target.driver()?;
+        all.push(Contestant::ready(name, target, members, 128).await?);
+    }
+    compare::rounds(&mut all, options.rounds, |contestant| {
+        let members = if contestant.name == "group" { options.members } else { options.compared_with };
+        let per_second = (options.per_second / members).max(1);
+        format!("broadcast 0 {} {} {per_second} {members}", contestant.target.group(0), per_second * options.seconds)
+    })
+    .await?;
+    let [group, deliver] = all.as_slice() else { unreachable!("two stand in the list") };
+    let (ratio, spread) = group.ratio_to(deliver);
+    let figures = group.figures();
+    Ok(json!({
+        "bench": "group",
+        "machine": machine::describe(),
+        "driver": driver,
+        "members": options.members,
+        "records_per_gateway": Value::Null,
+        "records_per_gateway_why": "the program does not tell its counters yet; the tests of fan-out count them",
+        "p99_ms": figures["p99_ms"],
+        "ratio_to_deliver": ratio,
+        "ratio_to_deliver_spread": spread,
+        "group": figures,
+        "reference": { "deliver": deliver.figures() },
+    }))
+}

@@ -1,0 +1,146 @@
+//! What an idle session costs: memory by the slope between two numbers of sessions, and CPU while nothing but pings goes on.
+
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::compare::round;
+use crate::fleet::Fleet;
+use crate::installation::Setup;
+use crate::reference::{Kind, Mode};
+use crate::target::{ServerOptions, Target};
+use crate::{Result, cpu, machine};
+
+/// What to measure.
+#[derive(Args)]
+pub struct Options {
+    /// The smaller number of sessions; 20,000, or 2,000 where a descriptor each bounds it.
+    #[arg(long)]
+    from: Option<usize>,
+    /// The larger number; 100,000, or 18,000.
+    #[arg(long)]
+    to: Option<usize>,
+    /// Sessions that connect in a second.
+    #[arg(long, default_value_t = 3_000)]
+    per_second: usize,
+    /// Seconds over which CPU is measured: whole rounds of pings.
+    #[arg(long, default_value_t = 75)]
+    seconds: u64,
+    #[command(flatten)]
+    server: ServerOptions,
+}
+
+/// Where every session has a descriptor of its process.
+const DESCRIPTOR_EACH: (usize, usize) = (2_000, 18_000);
+const RING_TABLES: (usize, usize) = (20_000, 100_000);
+/// Each shard's ring has a table as large as the process's limit of descriptors at most.
+const SESSIONS_PER_SHARD: usize = 16_000;
+/// What connecting has left behind is given back by then.
+const SETTLE: Duration = Duration::from_secs(12);
+/// From here on all sessions are in the rhythm of their pings.
+const PING_ROUND: Duration = Duration::from_secs(26);
+
+/// The product, then the references, one after the other.
+pub async fn run(options: &Options) -> Result<Value> {
+    let product = product(options).await?;
+    let tokio = reference(options, Kind::Tokio).await?;
+    let raw = reference(options, Kind::Raw).await?;
+    // The client's end and the tokio reference's are alike: a socket, a descriptor and epoll's entry for it.
+    let client_end = tokio.kernel_both_ends / 2.0;
+    let kernel = |slope: &Slope| (slope.kernel_both_ends - client_end).round();
+    let described = |slope: &Slope| {
+        json!({
+            "sessions": [slope.from, slope.to],
+            "user_bytes_per_session": slope.user.round(),
+            "kernel_bytes_per_session": kernel(slope),
+            "kernel_bytes_per_session_both_ends": slope.kernel_both_ends.round(),
+            "cpu_us_per_session_second": slope.cpu,
+        })
+    };
+    Ok(json!({
+        "bench": "idle",
+        "machine": machine::describe(),
+        "driver": product.driver,
+        "sessions": [product.from, product.to],
+        "user_bytes_per_session": product.user.round(),
+        "tls_user_bytes_per_session": Value::Null,
+        "tls_user_bytes_per_session_why": "not measured: this load speaks no TLS",
+        "kernel_bytes_per_session": kernel(&product),
+        "kernel_bytes_per_session_how": "slope of Slab for both ends, without the client's end: half of the tokio reference's two",
+        "kernel_bytes_per_session_both_ends": product.kernel_both_ends.round(),
+        "cpu_us_per_session_second": product.cpu,
+        "reference": { "tokio": described(&tokio), "raw": described(&raw) },
+    }))
+}
+
+struct Slope {
+    driver: &'static str,
+    from: usize,
+    to: usize,
+    user: f64,
+    kernel_both_ends: f64,
+    cpu: f64,
+}
+
+async fn product(options: &Options) -> Result<Slope> {
+    let portable = options.server.io.as_deref() == Some("portable");
+    let (from, to) = bounds(options, if portable { DESCRIPTOR_EACH } else { RING_TABLES });
+    let mut server = options.server.clone();
+    if !portable && server.shards.is_none() {
+        server.shards = Some(to.div_ceil(SESSIONS_PER_SHARD).max(2));
+    }
+    let target = Target::product(Setup { users: to, arguments: server.arguments(), ..Setup::default() }).await?;
+    let (from, to) = if target.driver()? == "portable" { bounds(options, DESCRIPTOR_EACH) } else { (from, to) };
+    slope("product", target, from, to, options).await
+}
+
+async fn reference(options: &Options, kind: Kind) -> Result<Slope> {
+    let target = Target::reference(kind, Mode::Broadcast).await?;
+    let (from, to) = DESCRIPTOR_EACH;
+    slope(if kind == Kind::Raw { "raw" } else { "tokio" }, target, from, to, options).await
+}
+
+fn bounds(options: &Options, usual: (usize, usize)) -> (usize, usize) {
+    (options.from.unwrap_or(usual.0), options.to.unwrap_or(usual.1))
+}
+
+async fn slope(name: &str, target: Target, from: usize, to: usize, options: &Options) -> Result<Slope> {
+    let mut fleet = Fleet::default();
+    fleet.open(&target, from, options.per_second, |_| {}).await?;
+    tokio::time::sleep(SETTLE).await;
+    let first = memory(&target)?;
+    eprintln!("{name}: {from} sessions: {first:?}");
+    fleet.open(&target, to, options.per_second, |live| eprintln!("{name}: {live} sessions")).await?;
+    tokio::time::sleep(SETTLE).await;
+    let last = memory(&target)?;
+    eprintln!("{name}: {to} sessions: {last:?}");
+    let each = |first: u64, last: u64| (last as f64 - first as f64) / (to - from) as f64;
+    tokio::time::sleep(PING_ROUND).await;
+    let (before, during) = (target.cpu_nanos()?, Duration::from_secs(options.seconds));
+    tokio::time::sleep(during).await;
+    let nanos = target.cpu_nanos()? - before;
+    let lost = fleet.sum("counts", "lost").await?;
+    if lost > 0 {
+        return Err(format!("{name}: {lost} sessions were lost while they were idle").into());
+    }
+    Ok(Slope {
+        driver: target.driver()?,
+        from,
+        to,
+        user: each(first.user, last.user),
+        kernel_both_ends: each(first.kernel, last.kernel),
+        cpu: round(nanos as f64 / 1000.0 / to as f64 / during.as_secs_f64()),
+    })
+}
+
+#[derive(Debug)]
+struct Memory {
+    user: u64,
+    kernel: u64,
+}
+
+fn memory(target: &Target) -> Result<Memory> {
+    let user = cpu::private_bytes(target.process()?).ok_or("no memory figures of the server")?;
+    Ok(Memory { user, kernel: cpu::slab_bytes().ok_or("no memory figures of the kernel")? })
+}

@@ -1,0 +1,59 @@
+//! What a question and its answer cost the server: a client's frame in, a frame out.
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::compare::{self, Contestant};
+use crate::installation::Setup;
+use crate::reference::{Kind, Mode};
+use crate::target::{ServerOptions, Target};
+use crate::{Result, machine};
+
+/// What to measure.
+#[derive(Args)]
+pub struct Options {
+    /// Sessions that ping in turn.
+    #[arg(long, default_value_t = 5_000)]
+    sessions: usize,
+    /// Pings a second, all sessions together; one session may send 20.
+    #[arg(long, default_value_t = 40_000)]
+    per_second: usize,
+    /// Seconds of one turn.
+    #[arg(long, default_value_t = 5)]
+    seconds: usize,
+    /// Rounds; the median counts.
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+    #[command(flatten)]
+    server: ServerOptions,
+}
+
+/// The product's `ping` and `pong` against echoes of the same bytes.
+pub async fn run(options: &Options) -> Result<Value> {
+    let sessions = options.sessions;
+    let setup = Setup { users: sessions, arguments: options.server.arguments(), ..Setup::default() };
+    let product = Target::product(setup).await?;
+    let driver = product.driver()?;
+    let mut all = vec![Contestant::ready("product", product, sessions, 0).await?];
+    for (name, kind) in [("raw", Kind::Raw), ("tokio", Kind::Tokio)] {
+        all.push(Contestant::ready(name, Target::reference(kind, Mode::Echo).await?, sessions, 0).await?);
+    }
+    let count = options.per_second * options.seconds;
+    compare::rounds(&mut all, options.rounds, |_| format!("ping {count} {}", options.per_second)).await?;
+    let [product, raw, tokio] = all.as_slice() else { unreachable!("three stand in the list") };
+    let ((to_raw, to_raw_spread), (to_tokio, to_tokio_spread)) = (product.ratio_to(raw), product.ratio_to(tokio));
+    Ok(json!({
+        "bench": "ping",
+        "machine": machine::describe(),
+        "driver": driver,
+        "sessions": sessions,
+        "pings_per_second": options.per_second,
+        "cpu_us_per_ping": product.micros(),
+        "ratio_to_raw": to_raw,
+        "ratio_to_raw_spread": to_raw_spread,
+        "ratio_to_tokio": to_tokio,
+        "ratio_to_tokio_spread": to_tokio_spread,
+        "product": product.figures(),
+        "reference": { "raw": raw.figures(), "tokio": tokio.figures() },
+    }))
+}

@@ -1,0 +1,133 @@
+//! Everybody's connection is cut at once: how long until all are back, and what those who stayed notice of it.
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::compare::median;
+use crate::fleet::Crowd;
+use crate::installation::Setup;
+use crate::target::{ServerOptions, Target};
+use crate::{Result, machine};
+
+/// What to measure.
+#[derive(Args)]
+pub struct Options {
+    /// Sessions that are cut.
+    #[arg(long, default_value_t = 15_000)]
+    sessions: usize,
+    /// Sessions that stay: one group, in which messages go on.
+    #[arg(long, default_value_t = 500)]
+    others: usize,
+    /// Messages a second in their group.
+    #[arg(long, default_value_t = 20)]
+    per_second: usize,
+    /// Storms; the median counts.
+    #[arg(long, default_value_t = 3)]
+    times: usize,
+    #[command(flatten)]
+    server: ServerOptions,
+}
+
+/// A window of the others' latencies.
+const WINDOW_SECONDS: usize = 5;
+/// Windows before each storm: the reference.
+const CALM_WINDOWS: usize = 3;
+const STORM_SECONDS_MAX: usize = 300;
+
+/// Storms on one server, each with calm before it.
+pub async fn run(options: &Options) -> Result<Value> {
+    let (others, sessions) = (options.others, options.sessions);
+    let groups = vec![(0..others).collect()];
+    let setup = Setup { users: others + sessions, groups, arguments: options.server.arguments(), ..Setup::default() };
+    let target = Target::product(setup).await?;
+    let mut staying = Crowd::start(&target, 0, 128).await?;
+    staying.open(others, 2_000).await?;
+    let mut cut = Crowd::start(&target, others, 128).await?;
+    cut.open(sessions, 2_000).await?;
+    let messages = options.per_second * WINDOW_SECONDS;
+    let order = format!("broadcast 0 {} {messages} {} {others}", target.group(0), options.per_second);
+    let mut storms = Vec::new();
+    for number in 0..options.times.max(1) {
+        let mut calm = Vec::new();
+        for _ in 0..CALM_WINDOWS {
+            calm.push(window(&mut staying, &order).await?);
+        }
+        let storm_order = format!("storm {STORM_SECONDS_MAX}");
+        let mut storm = Box::pin(cut.order(&storm_order));
+        let mut stormy = Vec::new();
+        let outcome = loop {
+            let mut during = Box::pin(window(&mut staying, &order));
+            let ended = tokio::select! {
+                biased;
+                outcome = &mut storm => Some(outcome?),
+                p99 = &mut during => { stormy.push(p99?); None }
+            };
+            if let Some(outcome) = ended {
+                // The window in which the last came back counts too.
+                stormy.push(during.await?);
+                break outcome;
+            }
+        };
+        let storm = Storm::new(&outcome, &calm, &stormy)?;
+        eprintln!("storm {}: {outcome}, others' p99 {:?} ms, before {calm:?} ms", number + 1, stormy);
+        storms.push(storm);
+    }
+    Ok(figures(options, target.driver()?, &storms))
+}
+
+/// The others' p99 in one window.
+async fn window(staying: &mut Crowd, order: &str) -> Result<f64> {
+    let outcome = staying.order(order).await?;
+    if outcome["lost"].as_u64() != Some(0) || outcome["answers"] != outcome["expected"] {
+        return Err(format!("those who stayed lost something: {outcome}").into());
+    }
+    outcome["p99_ms"].as_f64().ok_or_else(|| "no latencies".into())
+}
+
+struct Storm {
+    all_back_s: f64,
+    calm_p99_ms: f64,
+    worst_p99_ms: f64,
+    refused: u64,
+    back_each_second: Value,
+}
+
+impl Storm {
+    fn new(outcome: &Value, calm: &[f64], stormy: &[f64]) -> Result<Self> {
+        if outcome["live"] != outcome["cut"] {
+            return Err(format!("not all came back within {STORM_SECONDS_MAX} s: {outcome}").into());
+        }
+        Ok(Self {
+            all_back_s: outcome["seconds"].as_f64().unwrap_or(f64::NAN),
+            calm_p99_ms: median(calm),
+            worst_p99_ms: stormy.iter().copied().fold(0.0, f64::max),
+            refused: outcome["refused"].as_u64().unwrap_or(0),
+            back_each_second: outcome["back_each_second"].clone(),
+        })
+    }
+
+    fn ratio(&self) -> f64 {
+        self.worst_p99_ms / self.calm_p99_ms
+    }
+}
+
+fn figures(options: &Options, driver: &str, storms: &[Storm]) -> Value {
+    let middle = |figure: fn(&Storm) -> f64| {
+        let value = median(&storms.iter().map(figure).collect::<Vec<_>>());
+        (value * 100.0).round() / 100.0
+    };
+    json!({
+        "bench": "storm",
+        "machine": machine::describe(),
+        "driver": driver,
+        "sessions": options.sessions,
+        "others": options.others,
+        "all_back_s": middle(|storm| storm.all_back_s),
+        "others_p99_ratio": middle(Storm::ratio),
+        "others_p99_ratios": storms.iter().map(Storm::ratio).collect::<Vec<_>>(),
+        "others_p99_ms": middle(|storm| storm.worst_p99_ms),
+        "refused": storms.iter().map(|storm| storm.refused).collect::<Vec<_>>(),
+        "back_each_second": storms.iter().map(|storm| storm.back_each_second.clone()).collect::<Vec<_>>(),
+        "reference": { "calm_p99_ms": middle(|storm| storm.calm_p99_ms) },
+    })
+}
