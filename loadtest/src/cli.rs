@@ -100,7 +100,7 @@ pub struct RunOptions {
     /// Processes; by default one per 15,000 sessions.
     #[arg(long)]
     pub processes: Option<u32>,
-    /// Addresses to connect from, as `127.0.0.2` or `127.0.0.2-127.0.0.60`; by default, on loopback, one per process.
+    /// Addresses to connect from, as `127.0.0.2` or `127.0.0.2-127.0.0.60`; by default, on loopback, two per process.
     #[arg(long, value_name = "ADDRESS[-ADDRESS]", value_parser = parse_sources)]
     pub source: Option<Sources>,
     /// Connections a second while the sessions are built up.

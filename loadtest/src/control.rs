@@ -20,6 +20,8 @@ use crate::{Result, report};
 
 /// Sessions in one process, unless it is told otherwise.
 const SESSIONS_IN_PROCESS: u32 = 15_000;
+/// Addresses of a process on loopback: the kernel finds a port at once while half of an address's 28,000 are free.
+const SOURCES_OF_PROCESS: u32 = 2;
 /// Before anything is due, so that every child has its order by then.
 const HEAD_START: Nanos = SECOND / 5;
 /// How long the load goes on after a storm, once all are back.
@@ -86,7 +88,8 @@ impl Run {
             };
             let sources = match options.source {
                 None if base.targets.iter().all(|target| target.address.ip().is_loopback()) => {
-                    vec![Ipv4Addr::from(u32::from(Ipv4Addr::new(127, 0, 0, 2)) + child)]
+                    let first = u32::from(Ipv4Addr::new(127, 0, 0, 2)) + child * SOURCES_OF_PROCESS;
+                    (first..first + SOURCES_OF_PROCESS).map(Ipv4Addr::from).collect()
                 }
                 _ => base.sources.clone(),
             };
@@ -145,7 +148,12 @@ impl Run {
 
     /// One measured phase.
     async fn measure(&mut self, options: &RunOptions) -> Result<Measured> {
-        let phases = self.setup.phases(clock::now() + HEAD_START, options);
+        let mut at = clock::now() + HEAD_START;
+        if self.setup.trouble != Trouble::None {
+            // With a second of the run, so that what came before can be told from what came after.
+            at = self.begun + (at - self.begun).next_multiple_of(SECOND);
+        }
+        let phases = self.setup.phases(at, options);
         self.children.order_all(&Order::Go(phases)).await?;
         let mut written = Written::default();
         let mut acted = 0;

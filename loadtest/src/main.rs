@@ -8,6 +8,7 @@ mod control;
 mod figures;
 mod memory;
 mod plan;
+mod plot;
 mod report;
 mod results;
 mod seed;

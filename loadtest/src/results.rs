@@ -165,7 +165,6 @@ fn of_scenario(setup: &Setup, measured: &Measured) -> Map<String, Value> {
         more.insert("all_back_s".to_owned(), json!(back));
     }
     if storm || setup.trouble == Trouble::Slow {
-        // Whole seconds only: the one of the cut belongs to neither side.
         let during_until = figures.all_back.filter(|_| storm).unwrap_or(phases.until);
         let before = window(measured, phases.measured_from, phases.trouble_from);
         let during = window(measured, phases.trouble_from, during_until);
@@ -177,14 +176,12 @@ fn of_scenario(setup: &Setup, measured: &Measured) -> Map<String, Value> {
     more
 }
 
-/// The latencies of what was due in the whole seconds between two moments.
+/// The latencies of what was due in the seconds from one moment to the one that another is in. Trouble begins with a
+/// second.
 fn window(measured: &Measured, from: Nanos, until: Nanos) -> Latency {
     let second = |at: Nanos| at.saturating_sub(measured.begun) / SECOND;
-    let first = second(from.saturating_add(SECOND - 1));
-    // A trouble shorter than a second still has the second after it.
-    let last = second(until).max(first + 1);
     let mut sum = Latency::default();
-    for (_, second) in measured.figures.seconds.range(first..last) {
+    for (_, second) in measured.figures.seconds.range(second(from)..=second(until.saturating_sub(1))) {
         if let Some(latency) = &second.latency {
             sum.add(latency);
         }
