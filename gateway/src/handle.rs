@@ -142,6 +142,11 @@ impl GatewayHandle {
         self.shared.admission.connections()
     }
 
+    /// Bytes that wait in the queues of all sessions.
+    pub fn queued_bytes(&self) -> u64 {
+        self.shared.queued_bytes()
+    }
+
     /// What has been counted.
     pub fn metrics(&self) -> &Metrics {
         &self.shared.metrics

@@ -48,8 +48,11 @@ pub(crate) struct Shared {
 impl Shared {
     /// How far the sum of all session queues is over its cap.
     pub(crate) fn pressure(&self) -> Pressure {
-        let sum: u64 = self.queue_bytes.iter().map(|bytes| bytes.load(Ordering::Relaxed)).sum();
-        Pressure::of(sum, self.config.queue_bytes_sum_max as u64)
+        Pressure::of(self.queued_bytes(), self.config.queue_bytes_sum_max as u64)
+    }
+
+    pub(crate) fn queued_bytes(&self) -> u64 {
+        self.queue_bytes.iter().map(|bytes| bytes.load(Ordering::Relaxed)).sum()
     }
 
     /// The shards' steady clock, for those who are no shard.

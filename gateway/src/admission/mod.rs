@@ -42,6 +42,8 @@ const SPREAD_S: u32 = 10;
 pub(crate) struct Admission {
     connections: AtomicUsize,
     openings: AtomicUsize,
+    /// Connections that are only there to be refused: they take nobody's room.
+    refusing: AtomicUsize,
     live: AtomicUsize,
     draining: AtomicBool,
     /// Shards that make no progress.
@@ -112,6 +114,7 @@ impl Admission {
         Self {
             connections: AtomicUsize::new(0),
             openings: AtomicUsize::new(0),
+            refusing: AtomicUsize::new(0),
             live: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
             stalled: AtomicUsize::new(0),
@@ -133,7 +136,7 @@ impl Admission {
 
     /// Whether there is one more than may become a session.
     pub(crate) fn is_over(&self) -> bool {
-        self.connections() > self.connections_max
+        self.connections() > self.connections_max + self.refusing.load(Ordering::Relaxed)
     }
 
     /// A shard's driver holds no more than so many connections.
@@ -152,7 +155,7 @@ impl Admission {
 
     /// Whether new clients should be sent here.
     pub(crate) fn has_room(&self) -> bool {
-        self.connections() < self.connections_max
+        self.connections() < self.connections_max + self.refusing.load(Ordering::Relaxed)
             && self.openings.load(Ordering::Relaxed) < self.openings_max
             && self.stalled.load(Ordering::Relaxed) == 0
     }
@@ -202,6 +205,15 @@ impl Admission {
             self.handshakes.lock().put_back(self.handshake_rate);
         }
         (entrance, counted.then_some(neighbour))
+    }
+
+    /// A connection is to be refused. To be taken back once it is gone.
+    pub(crate) fn refuses(&self) {
+        self.refusing.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn has_refused(&self) {
+        self.refusing.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// What the client is told.
@@ -302,6 +314,9 @@ impl Arrival {
                 return None;
             }
         };
+        if refused.is_some() {
+            admission.refuses();
+        }
         Some(Self { stream, peer, neighbour, refused })
     }
 }

@@ -14,7 +14,7 @@ use crate::slab::Key;
 pub(super) struct Door<'s> {
     shared: &'s Shared,
     now_ms: u64,
-    peer: Option<&'s Peer>,
+    peer: Option<&'s mut Peer>,
     neighbour: &'s mut Option<Neighbour>,
 }
 
@@ -25,7 +25,7 @@ impl<'s> Door<'s> {
         opening: &'s mut Option<Box<Peer>>,
         neighbour: &'s mut Option<Neighbour>,
     ) -> Self {
-        Self { shared, now_ms, peer: opening.as_deref(), neighbour }
+        Self { shared, now_ms, peer: opening.as_deref_mut(), neighbour }
     }
 
     /// What it is refused with.
@@ -37,7 +37,7 @@ impl<'s> Door<'s> {
     }
 
     fn judge(&mut self, head: &Request) -> Option<Reason> {
-        let peer = self.peer?;
+        let peer = self.peer.as_deref_mut()?;
         let (connected, proxies) = (peer.address.ip(), &self.shared.config.proxies);
         if peer.refused.is_some() || self.neighbour.is_some() || !proxies.trusts(connected) {
             return peer.refused;
@@ -50,12 +50,16 @@ impl<'s> Door<'s> {
         }
         let (entrance, neighbour) = self.shared.admission.enter(client, self.now_ms);
         *self.neighbour = neighbour;
-        match entrance {
+        peer.refused = match entrance {
             Entrance::Open => None,
             Entrance::Refused(reason) => Some(reason),
             // The proxy's connection is not for us to drop.
             Entrance::Dropped => Some(Reason::AddressRate),
+        };
+        if peer.refused.is_some() {
+            self.shared.admission.refuses();
         }
+        peer.refused
     }
 }
 

@@ -177,6 +177,9 @@ impl<D: Driver> Shard<D> {
             if entry.counted_opening {
                 admission.no_longer_opening(entry.neighbour);
             }
+            if entry.opening.is_some_and(|peer| peer.refused.is_some()) {
+                admission.has_refused();
+            }
             if let Some(neighbour) = entry.neighbour {
                 admission.left(neighbour, self.now.steady_ms);
             }
@@ -187,6 +190,9 @@ impl<D: Driver> Shard<D> {
     fn released(&mut self, key: Key, stream: Stream) {
         let Some(entry) = self.sessions.get_mut(key) else { return };
         let peer = entry.opening.take();
+        if peer.as_ref().is_some_and(|peer| peer.refused.is_some()) {
+            self.shared.admission.has_refused();
+        }
         if std::mem::take(&mut entry.counted_opening) {
             self.shared.admission.no_longer_opening(entry.neighbour);
         }

@@ -37,6 +37,8 @@ pub enum LogMode {
     NoVerdict,
     /// Refuses.
     Full,
+    /// Does not return from the call.
+    Stuck,
 }
 
 /// How the registry behaves.
@@ -293,7 +295,11 @@ impl Log for World {
     }
 
     fn append(&self, _topic: Topic, records: Vec<NewRecord>) -> AppendFuture {
-        let mode = *self.log_mode.lock();
+        let mut mode = *self.log_mode.lock();
+        while mode == LogMode::Stuck {
+            std::thread::sleep(Duration::from_millis(1));
+            mode = *self.log_mode.lock();
+        }
         if mode == LogMode::Full {
             let results = records.iter().map(|_| Err(AppendError::Full)).collect();
             return Box::pin(async move { results });
