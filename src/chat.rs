@@ -4,12 +4,13 @@
 mod screen;
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 use roost_client::{
     Client, Config, Credentials, Event, Events, Outcome, Rest, RestError, SavedConversation, SavedState, SendHandle,
-    Tokens,
+    Tokens, Trust,
 };
 use roost_protocol::frames::{HistoryRange, Message};
 use roost_protocol::{ClientMsgId, ConversationId, Form, Seq, UserId};
@@ -27,6 +28,9 @@ pub struct ChatArgs {
     /// Where REST is, if not at the server: with separate roles, the api.
     #[arg(long, env = "ROOST_API", value_name = "URL")]
     pub api: Option<String>,
+    /// A file with certificates (PEM) to trust besides those of this system: a private authority's, or the server's own.
+    #[arg(long, env = "ROOST_CA_CERTIFICATE", value_name = "FILE")]
+    pub ca_certificate: Option<PathBuf>,
     /// Your name; asked for if absent.
     #[arg(long, env = "ROOST_NAME")]
     pub name: Option<String>,
@@ -63,7 +67,8 @@ Type a line to send it.
 pub async fn run(args: &ChatArgs) -> Result<(), Problem> {
     let screen = Screen::new(args.plain);
     let mut lines = lines_of_standard_input();
-    let rest = Rest::new(args.api.as_deref().unwrap_or(&args.server)).map_err(problem)?;
+    let trust = trust(args)?;
+    let rest = Rest::with_trust(args.api.as_deref().unwrap_or(&args.server), &trust).map_err(problem)?;
     let (name, tokens) = log_in(args, &rest, &screen, &mut lines).await?;
     let mut people = People { rest, names: HashMap::from([(tokens.user_id, name)]) };
     let room = match &args.to {
@@ -73,6 +78,7 @@ pub async fn run(args: &ChatArgs) -> Result<(), Problem> {
     let state = people.state_of(&tokens).await.map_err(problem)?;
     let config = Config {
         api_url: args.api.clone(),
+        trust,
         form: if args.json { Form::Json } else { Form::Binary },
         client_name: concat!("roost chat ", env!("CARGO_PKG_VERSION")).to_owned(),
         state,
@@ -352,8 +358,18 @@ fn lines_of_standard_input() -> mpsc::Receiver<String> {
     receiver
 }
 
+fn trust(args: &ChatArgs) -> Result<Trust, Problem> {
+    let Some(path) = &args.ca_certificate else { return Ok(Trust::default()) };
+    let wrong = |error: &dyn std::fmt::Display| Problem::Setting(format!("ca-certificate {}: {error}", path.display()));
+    let pem = std::fs::read(path).map_err(|error| wrong(&error))?;
+    Trust::with_certificates(&pem).map_err(|error| wrong(&error))
+}
+
 fn problem(error: RestError) -> Problem {
     match error {
+        RestError::Untrusted(_) => {
+            Problem::Other(format!("{error}; if it is right, name its authority's file with --ca-certificate"))
+        }
         RestError::NoAnswer(why) => {
             Problem::Other(format!("the server does not answer ({why}); is it running? Start it with `roost`"))
         }

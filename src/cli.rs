@@ -117,6 +117,18 @@ pub enum Io {
     Portable,
 }
 
+/// How TLS is spoken where clients connect.
+#[derive(Debug, Clone, Args)]
+pub struct TlsArgs {
+    /// A file with the certificate (PEM, with its chain): clients then speak TLS, `https://` and `wss://`. Looked at again
+    /// every few seconds and on SIGHUP; sessions live on.
+    #[arg(long, env = "ROOST_TLS_CERTIFICATE", value_name = "FILE")]
+    pub tls_certificate: Option<PathBuf>,
+    /// A file with the certificate's private key (PEM, unencrypted).
+    #[arg(long, env = "ROOST_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+}
+
 /// What holds sessions.
 #[derive(Debug, Clone, Args)]
 pub struct GatewayArgs {
@@ -143,6 +155,8 @@ pub struct GatewayArgs {
     /// How long a stop may take: sessions are told to reconnect and what is in flight is finished.
     #[arg(long, env = "ROOST_GRACE_MS", default_value_t = 10_000)]
     pub grace_ms: u64,
+    #[command(flatten)]
+    pub tls: TlsArgs,
 }
 
 /// What numbers messages.

@@ -6,6 +6,7 @@ mod compose;
 mod config;
 mod doctor;
 mod roles;
+mod tls;
 
 use std::process::ExitCode;
 

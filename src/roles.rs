@@ -22,6 +22,7 @@ use crate::cli::{
     PersistArgs, PersistRoleArgs, ServeArgs,
 };
 use crate::compose::{self, Backends, Problem};
+use crate::tls;
 
 /// Plain HTTP connections that wait to be taken over from the gateway.
 const HANDED_OVER_MAX: usize = 1_024;
@@ -40,7 +41,7 @@ pub async fn serve(args: &ServeArgs) -> Result<(), Problem> {
     let server = api.server();
     let gateway = start_gateway(&args.gateway, &backends, &registry, String::new(), &server).await?;
     delivery.attach(gateway.sink());
-    println!("roost serve is ready: http://{}", gateway.address());
+    println!("roost serve is ready: {}://{}", scheme(&args.gateway), gateway.address());
     stop_asked().await;
     stopping.0.store(true, Ordering::Relaxed);
     let grace = Duration::from_millis(args.gateway.grace_ms);
@@ -60,7 +61,8 @@ pub async fn gateway(args: &GatewayRoleArgs) -> Result<(), Problem> {
     let server = operations(&backends, &stopping);
     let gateway = start_gateway(&args.gateway, &backends, &registry, door.address.clone(), &server).await?;
     door.lead_to(gateway.sink());
-    println!("roost gateway is ready: http://{} (deliveries at {})", gateway.address(), door.address);
+    let scheme = scheme(&args.gateway);
+    println!("roost gateway is ready: {scheme}://{} (deliveries at {})", gateway.address(), door.address);
     stop_asked().await;
     stopping.0.store(true, Ordering::Relaxed);
     let grace = Duration::from_millis(args.gateway.grace_ms);
@@ -127,7 +129,8 @@ pub async fn migrate(args: &MigrateArgs) -> Result<(), Problem> {
 }
 
 /// The pages that this server itself would serve, under the addresses that it knows itself by.
-fn own_origins(listen: SocketAddr) -> Vec<String> {
+fn own_origins(args: &GatewayArgs) -> Vec<String> {
+    let (listen, scheme) = (args.listen, scheme(args));
     let port = listen.port();
     let mut origins = Vec::new();
     // Port 0 takes a free one, which nobody's page can name beforehand.
@@ -135,12 +138,16 @@ fn own_origins(listen: SocketAddr) -> Vec<String> {
         return origins;
     }
     if !listen.ip().is_unspecified() {
-        origins.push(format!("http://{listen}"));
+        origins.push(format!("{scheme}://{listen}"));
     }
     if listen.ip().is_unspecified() || listen.ip().is_loopback() {
-        origins.push(format!("http://localhost:{port}"));
+        origins.push(format!("{scheme}://localhost:{port}"));
     }
     origins
+}
+
+fn scheme(args: &GatewayArgs) -> &'static str {
+    if args.tls.tls_certificate.is_some() { "https" } else { "http" }
 }
 
 async fn start_gateway(
@@ -164,7 +171,8 @@ async fn start_gateway(
         config.shards = args.shards;
     }
     config.origins.clone_from(&args.origins);
-    config.origins.extend(own_origins(args.listen));
+    config.tls = tls::open(&args.tls)?;
+    config.origins.extend(own_origins(args));
     config.endpoint_address = endpoint_address;
     config.sessions_max = args.sessions_max;
     config.lease_ttl_ms = args.lease_ms;

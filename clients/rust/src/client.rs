@@ -17,6 +17,7 @@ use crate::driver::{Command, Driver, Submission};
 use crate::event::{Events, Observer, Outcome, SavedState, Seen};
 use crate::outbox::Entry;
 use crate::rest::{Rest, RestError, Tokens};
+use crate::trust::Trust;
 
 /// Commands, and sends, on their way to the client's task.
 const COMMANDS_MAX: usize = 64;
@@ -42,12 +43,14 @@ pub enum Credentials {
 /// How a client is to be.
 #[derive(Clone)]
 pub struct Config {
-    /// Where sessions are: `http://HOST[:PORT]`.
+    /// Where sessions are: `https://HOST[:PORT]`, or `http://` without TLS.
     pub base_url: String,
     /// Further places for sessions: each attempt to connect goes to the next one.
     pub other_urls: Vec<String>,
     /// Where REST is, if it is not the same: with separate roles, the api's address.
     pub api_url: Option<String>,
+    /// Whose certificates are trusted.
+    pub trust: Trust,
     /// Who it is.
     pub credentials: Credentials,
     /// How frames are written.
@@ -73,6 +76,7 @@ impl Config {
             base_url: base_url.into(),
             other_urls: Vec::new(),
             api_url: None,
+            trust: Trust::default(),
             credentials,
             form: Form::Binary,
             client_name: concat!("roost-client ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -111,7 +115,7 @@ pub struct Client {
 impl Client {
     /// Starts a client on the current tokio runtime. Returns once it is logged in; the session follows by itself.
     pub async fn connect(config: Config) -> Result<(Client, Events), ConnectError> {
-        let rest = Rest::new(config.api_url.as_deref().unwrap_or(&config.base_url))?;
+        let rest = Rest::with_trust(config.api_url.as_deref().unwrap_or(&config.base_url), &config.trust)?;
         let auth = Auth::start(rest, config.credentials.clone()).await?;
         let (commands, commands_receiver) = mpsc::channel(COMMANDS_MAX);
         let (sends, sends_receiver) = mpsc::channel(COMMANDS_MAX);

@@ -160,7 +160,7 @@ impl Driver {
                 Err(leave) => return leave,
             }
         }
-        let opening = Socket::open(self.next_url(), self.config.form);
+        let opening = Socket::open(self.next_url(), self.config.trust.clone(), self.config.form);
         let mut socket = match self.meanwhile(opening).await {
             Ok(Ok(socket)) => socket,
             Ok(Err(ended)) => return Leave::Ended(ended),

@@ -14,8 +14,10 @@ mod event;
 mod outbox;
 mod repair;
 mod rest;
+mod trust;
 
 pub use backoff::BackoffConfig;
 pub use client::{Client, Config, ConnectError, Credentials, SendHandle, Stopped};
 pub use event::{Event, Events, Observed, Observer, Outcome, SavedConversation, SavedSend, SavedState};
 pub use rest::{Conversation, Conversations, Created, Member, Members, Rest, RestError, Stored, Tokens, User};
+pub use trust::{Trust, TrustError};

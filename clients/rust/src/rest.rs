@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -14,6 +15,8 @@ use roost_protocol::{ClientMsgId, ConversationId, DeviceId, ErrorCode, Seq, Time
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+
+use crate::trust::{self, Trust};
 
 /// The longest answer that is read.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -41,11 +44,14 @@ pub enum RestError {
     /// No answer: it may or may not have happened.
     #[error("no answer: {0}")]
     NoAnswer(String),
+    /// The server shows a certificate that is not trusted.
+    #[error("the server's certificate is not trusted: {0}")]
+    Untrusted(String),
     /// The answer is not what the protocol says.
     #[error("an answer that this client does not understand: {0}")]
     NotUnderstood(String),
     /// The base URL is not one.
-    #[error("the base URL must be http://HOST[:PORT]: {0}")]
+    #[error("the base URL must be https://HOST[:PORT] or http://HOST[:PORT]: {0}")]
     BaseUrl(String),
 }
 
@@ -161,20 +167,25 @@ pub struct Stored {
 /// A client of one server's REST API. Cheap to clone; connections are shared and kept.
 #[derive(Clone, Debug)]
 pub struct Rest {
-    client: HttpClient<HttpConnector, Full<Bytes>>,
+    client: HttpClient<HttpsConnector<HttpConnector>, Full<Bytes>>,
     base: String,
 }
 
 impl Rest {
-    /// A client of the server at `http://HOST[:PORT]`.
+    /// A client of the server at `https://HOST[:PORT]` or `http://HOST[:PORT]`; trusts whom this system trusts.
     pub fn new(base_url: &str) -> Result<Self, RestError> {
-        let base = base_url.trim_end_matches('/').to_owned();
-        let uri: http::Uri = base.parse().map_err(|_| RestError::BaseUrl(base.clone()))?;
-        if uri.scheme_str() != Some("http") || uri.host().is_none() {
-            return Err(RestError::BaseUrl(base));
-        }
+        Self::with_trust(base_url, &Trust::default())
+    }
+
+    /// The same with other certificates to be trusted.
+    pub fn with_trust(base_url: &str, trust: &Trust) -> Result<Self, RestError> {
+        let base = base(base_url).ok_or_else(|| RestError::BaseUrl(base_url.to_owned()))?;
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
+        connector.enforce_http(false);
+        let tls = if base.starts_with("https:") { trust.config().as_ref().clone() } else { trust::nobody() };
+        let builder = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
+        let connector = builder.wrap_connector(connector);
         Ok(Self { client: HttpClient::builder(TokioExecutor::new()).build(connector), base })
     }
 
@@ -341,11 +352,28 @@ impl Rest {
     }
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<(http::response::Parts, Bytes), RestError> {
-        let answer = self.client.request(request).await.map_err(|error| RestError::NoAnswer(describe(&error)))?;
+        let answer = self.client.request(request).await.map_err(|error| match trust::distrust(&error) {
+            Some(why) => RestError::Untrusted(why),
+            None => RestError::NoAnswer(describe(&error)),
+        })?;
         let (parts, body) = answer.into_parts();
         let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
         Ok((parts, body.map_err(|error| RestError::NoAnswer(error.to_string()))?.to_bytes()))
     }
+}
+
+/// A base URL as it is used, without a slash at its end: `ws` and `wss` stand for `http` and `https`.
+pub(crate) fn base(url: &str) -> Option<String> {
+    let (scheme, address) = url.trim_end_matches('/').split_once("://")?;
+    let scheme = match scheme {
+        "http" | "ws" => "http",
+        "https" | "wss" => "https",
+        _ => return None,
+    };
+    let base = format!("{scheme}://{address}");
+    let uri: http::Uri = base.parse().ok()?;
+    uri.host().filter(|host| !host.is_empty())?;
+    Some(base)
 }
 
 #[derive(Deserialize, Default)]
@@ -420,9 +448,11 @@ mod tests {
     }
 
     #[test]
-    fn only_plain_http_urls_are_taken() {
-        assert!(Rest::new("http://127.0.0.1:8080/").is_ok());
-        for wrong in ["127.0.0.1:8080", "https://example.org", "ftp://x", ""] {
+    fn urls_are_http_with_or_without_tls() {
+        for right in ["http://127.0.0.1:8080/", "https://example.org", "ws://[::1]:1", "wss://example.org:8443/"] {
+            assert!(Rest::new(right).is_ok(), "{right}");
+        }
+        for wrong in ["127.0.0.1:8080", "ftp://x", "https://", ""] {
             assert!(Rest::new(wrong).is_err(), "{wrong}");
         }
     }

@@ -7,6 +7,7 @@ use futures::{SinkExt, StreamExt};
 use http::{HeaderValue, StatusCode, header};
 use roost_protocol::codes::{self, ReconnectPolicy};
 use roost_protocol::{Form, ServerFrame, limits};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -14,6 +15,7 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Error, Message};
 
 use crate::rest;
+use crate::trust::Trust;
 
 /// Opening takes at most so long, name look-up included.
 const OPEN_WITHIN: Duration = Duration::from_secs(10);
@@ -52,31 +54,41 @@ pub(super) enum Incoming {
     Ended(Ended),
 }
 
+/// TCP, or TLS over it.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
 pub(super) struct Socket {
-    stream: WebSocketStream<TcpStream>,
+    stream: WebSocketStream<Box<dyn Stream>>,
     form: Form,
 }
 
 impl Socket {
-    pub(super) async fn open(base_url: String, form: Form) -> Result<Socket, Ended> {
-        match tokio::time::timeout(OPEN_WITHIN, Self::handshake(&base_url, form)).await {
+    pub(super) async fn open(base_url: String, trust: Trust, form: Form) -> Result<Socket, Ended> {
+        match tokio::time::timeout(OPEN_WITHIN, Self::handshake(&base_url, &trust, form)).await {
             Ok(opened) => opened,
             Err(_) => Err(Ended::broken("the server did not answer the handshake")),
         }
     }
 
-    async fn handshake(base_url: &str, form: Form) -> Result<Socket, Ended> {
+    async fn handshake(base_url: &str, trust: &Trust, form: Form) -> Result<Socket, Ended> {
         let misconfigured = |reason: &str| Ended::local(ReconnectPolicy::Never, reason.to_owned());
-        let address = base_url.trim_end_matches('/').strip_prefix("http://");
-        let address = address.ok_or_else(|| misconfigured("the base URL is not http://"))?;
-        let url = format!("ws://{address}/v1/connect");
+        let base = rest::base(base_url).ok_or_else(|| misconfigured("the base URL is not https:// or http://"))?;
+        // http becomes ws, and https wss.
+        let url = format!("ws{}/v1/connect", base.trim_start_matches("http"));
+        let secure = base.starts_with("https:");
         let mut request = url.into_client_request().map_err(|_| misconfigured("the base URL is not one"))?;
         let protocol = HeaderValue::from_static(form.subprotocol());
         request.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, protocol);
         let host = request.uri().host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-        let port = request.uri().port_u16().unwrap_or(80);
-        let stream = TcpStream::connect((host, port)).await.map_err(Ended::broken)?;
+        let port = request.uri().port_u16().unwrap_or(if secure { 443 } else { 80 });
+        let stream = TcpStream::connect((host.as_str(), port)).await.map_err(Ended::broken)?;
         stream.set_nodelay(true).map_err(Ended::broken)?;
+        let stream: Box<dyn Stream> = match secure {
+            true => Box::new(trust.secure(stream, &host).await.map_err(Ended::broken)?),
+            false => Box::new(stream),
+        };
         let config = WebSocketConfig::default()
             .read_buffer_size(BUFFER_BYTES)
             .write_buffer_size(BUFFER_BYTES)
