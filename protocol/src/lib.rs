@@ -3,6 +3,10 @@
 //! Pure data and encodings: no I/O, no clock, no randomness beyond making new ids. The generated protobuf types stay
 //! behind this crate; everyone else sees the domain types of [`frames`] and [`records`].
 
+// The fuzz bodies are compiled here and in the folder `fuzz/`, under the same name.
+#[cfg(test)]
+extern crate self as roost_protocol;
+
 pub mod codes;
 pub mod digest;
 pub mod frames;

@@ -1,0 +1,6 @@
+//! What a client says, in both forms.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| {
+    let _ = roost_fuzz::protocol::client_frames(input);
+});
