@@ -103,7 +103,7 @@ impl Plan {
             // Its example is what the suite talks to.
             packages.extend(all.iter().filter(|package| *package == "roost-gateway").cloned());
         }
-        if packages.contains("roost-tests") {
+        if packages.contains("roost-tests") || packages.contains("roost-loadtest") {
             packages.insert("roost".to_owned());
         }
         let with_fail_points = workspace
