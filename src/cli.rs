@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use roost_gateway::Network;
 
 /// A real-time chat platform: one program, embedded or as separate roles.
 #[derive(Debug, Parser)]
@@ -157,6 +158,50 @@ pub struct GatewayArgs {
     pub grace_ms: u64,
     #[command(flatten)]
     pub tls: TlsArgs,
+    #[command(flatten)]
+    pub admission: AdmissionArgs,
+    #[command(flatten)]
+    pub proxies: ProxiesArgs,
+}
+
+/// Who is let in, and how often what may be done.
+#[derive(Debug, Clone, Args)]
+pub struct AdmissionArgs {
+    /// Connections accepted a second by this gateway; more wait in the kernel's queue. One address has at most half of
+    /// them. 0 means no limit.
+    #[arg(long, env = "ROOST_HANDSHAKES_PER_SECOND", default_value_t = roost_gateway::HANDSHAKES_PER_SECOND)]
+    pub handshakes_per_second: u32,
+    /// Connections of one address (IPv6: of one /64); more are refused with the time to come back. 0 means no limit.
+    #[arg(long, env = "ROOST_CONNECTIONS_PER_ADDRESS_MAX", default_value_t = roost_gateway::CONNECTIONS_PER_ADDRESS_MAX)]
+    pub connections_per_address_max: usize,
+    /// Sessions of one user on this gateway; the newest is refused. 0 means no limit.
+    #[arg(long, env = "ROOST_SESSIONS_PER_USER_MAX", default_value_t = roost_gateway::SESSIONS_PER_USER_MAX)]
+    pub sessions_per_user_max: usize,
+    /// Syncs a second of all sessions of this gateway; more wait, then are told when to come back. 0 means no limit.
+    #[arg(long, env = "ROOST_RESUMES_PER_SECOND", default_value_t = roost_gateway::RESUMES_PER_SECOND)]
+    pub resumes_per_second: u32,
+    /// Messages a second that one session may send in the long run; ten times as many at once. 0 means no limit.
+    #[arg(long, env = "ROOST_SENDS_PER_SECOND", default_value_t = roost_protocol::limits::SENDS_PER_SECOND_MAX)]
+    pub sends_per_second: u32,
+    /// Syncs, histories and refreshes a second of one session in the long run; ten times as many at once. 0 means no
+    /// limit.
+    #[arg(long, env = "ROOST_REQUESTS_PER_SECOND", default_value_t = roost_protocol::limits::REQUESTS_PER_SECOND_MAX)]
+    pub requests_per_second: u32,
+    /// Bytes that may wait for all sessions together; beyond, the slowest readers are closed sooner.
+    #[arg(long, env = "ROOST_QUEUES_BYTES_MAX", default_value_t = roost_gateway::QUEUE_BYTES_SUM_MAX)]
+    pub queues_bytes_max: usize,
+}
+
+/// Who is believed about the addresses of others.
+#[derive(Debug, Clone, Args)]
+pub struct ProxiesArgs {
+    /// Proxies in front of this server, as addresses or networks (10.0.0.0/8): what they say of their clients' addresses
+    /// counts. Comma-separated.
+    #[arg(long, env = "ROOST_TRUSTED_PROXIES", value_delimiter = ',', value_name = "NETWORK")]
+    pub trusted_proxies: Vec<Network>,
+    /// Connections of trusted proxies begin with a PROXY header, version 2.
+    #[arg(long, env = "ROOST_PROXY_PROTOCOL", num_args = 0..=1, default_value = "false", default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub proxy_protocol: bool,
 }
 
 /// What numbers messages.
@@ -246,6 +291,10 @@ pub struct ApiRoleArgs {
     /// How long a stop may take.
     #[arg(long, env = "ROOST_GRACE_MS", default_value_t = 10_000)]
     pub grace_ms: u64,
+    /// Proxies in front of this server, as addresses or networks (10.0.0.0/8): what they say of their clients' addresses
+    /// counts. Comma-separated.
+    #[arg(long, env = "ROOST_TRUSTED_PROXIES", value_delimiter = ',', value_name = "NETWORK")]
+    pub trusted_proxies: Vec<Network>,
 }
 
 /// `roost migrate`.

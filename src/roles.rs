@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use roost_api::{Api, Probes, ReadinessCheck, Server};
-use roost_gateway::{Gateway, GatewayHandle, HandedOver, StoreKeys};
+use roost_gateway::{Gateway, GatewayHandle, HandedOver, Network, Rate, StoreKeys};
 use roost_mesh::MeshServer;
 use roost_ports::delivery::{DeliveryBatch, DeliveryError, DeliveryFuture};
 use roost_ports::{Delivery, DeliverySink, Registry};
@@ -18,8 +18,8 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use crate::cli::{
-    ApiRoleArgs, FanoutRoleArgs, GatewayArgs, GatewayRoleArgs, HealthArgs, Io, MeshArgs, MeshSecretArgs, MigrateArgs,
-    PersistArgs, PersistRoleArgs, ServeArgs,
+    AdmissionArgs, ApiRoleArgs, FanoutRoleArgs, GatewayArgs, GatewayRoleArgs, HealthArgs, Io, MeshArgs, MeshSecretArgs,
+    MigrateArgs, PersistArgs, PersistRoleArgs, ServeArgs,
 };
 use crate::compose::{self, Backends, Problem};
 use crate::tls;
@@ -33,7 +33,7 @@ pub async fn serve(args: &ServeArgs) -> Result<(), Problem> {
     let registry = compose::registry(&args.registry.registry, &backends.clock)?;
     let delivery = compose::local_delivery();
     let stopping = Stopping::default();
-    let api = make_api(&backends, &registry, String::new(), &stopping).await?;
+    let api = make_api(&backends, &registry, String::new(), &args.gateway.proxies.trusted_proxies, &stopping).await?;
     delivery.attach(api.sink());
     let sender: Arc<dyn Delivery> = delivery.clone();
     let persist = start_persist(&backends, &sender, &args.persist);
@@ -103,7 +103,7 @@ pub async fn api(args: &ApiRoleArgs) -> Result<(), Problem> {
     let registry = compose::registry(&args.registry.registry, &backends.clock)?;
     let door = MeshDoor::open(&args.mesh, &args.secret).await?;
     let stopping = Stopping::default();
-    let api = make_api(&backends, &registry, door.address.clone(), &stopping).await?;
+    let api = make_api(&backends, &registry, door.address.clone(), &args.trusted_proxies, &stopping).await?;
     door.lead_to(api.sink());
     let server = api.server();
     let listener = listen(args.listen).await?;
@@ -176,6 +176,9 @@ async fn start_gateway(
     config.endpoint_address = endpoint_address;
     config.sessions_max = args.sessions_max;
     config.lease_ttl_ms = args.lease_ms;
+    admit(&mut config, &args.admission);
+    config.proxies = args.proxies.trusted_proxies.iter().copied().collect();
+    config.proxy_protocol = args.proxies.proxy_protocol;
     let ports = roost_gateway::Ports {
         log: Arc::clone(&backends.log),
         store: Arc::clone(&backends.store),
@@ -185,6 +188,17 @@ async fn start_gateway(
         http: Some(sender),
     };
     Gateway::start(config, ports).await.map_err(|error| Problem::Other(error.to_string()))
+}
+
+fn admit(config: &mut roost_gateway::Config, args: &AdmissionArgs) {
+    let tenfold = |per_second: u32| Rate { per_second, burst: per_second.saturating_mul(10) };
+    config.handshakes_per_second = args.handshakes_per_second;
+    config.connections_per_address_max = args.connections_per_address_max;
+    config.sessions_per_user_max = args.sessions_per_user_max;
+    config.resumes_per_second = args.resumes_per_second;
+    config.sends = tenfold(args.sends_per_second);
+    config.requests = tenfold(args.requests_per_second);
+    config.queue_bytes_sum_max = args.queues_bytes_max;
 }
 
 /// Connections of the gateway's port that turned out to be plain HTTP.
@@ -229,6 +243,7 @@ async fn make_api(
     backends: &Backends,
     registry: &Arc<dyn Registry>,
     address: String,
+    trusted_proxies: &[Network],
     stopping: &Stopping,
 ) -> Result<Arc<Api>, Problem> {
     let endpoint = Endpoint { address, incarnation: Incarnation::new() };
@@ -238,7 +253,9 @@ async fn make_api(
         registry: Arc::clone(registry),
         clock: Arc::clone(&backends.clock),
     };
-    let api = Api::new(roost_api::Config::new(endpoint), ports, probes(backends, stopping));
+    let mut config = roost_api::Config::new(endpoint);
+    config.trusted_proxies = trusted_proxies.iter().copied().collect();
+    let api = Api::new(config, ports, probes(backends, stopping));
     compose::patiently("store", async || api.prepare().await, compose::store_is_away).await?;
     Ok(api)
 }
