@@ -1,7 +1,7 @@
 //! A gateway with real sockets and ports in memory, seen by clients that are not ours.
 
-mod bad_input;
 mod admission;
+mod bad_input;
 mod client;
 mod driver;
 mod fastwebsockets;

@@ -23,13 +23,14 @@ const EACH: [Variant; 3] = [
     Variant { title: " with io_uring refused", io: Some("auto"), refused: true },
 ];
 
-/// These choose their drivers themselves: `descriptors` is about a limit that only the portable one has.
-const CHOOSE: [&str; 2] = ["descriptors", "drivers"];
+/// These choose their drivers themselves (`descriptors` is about a limit that only the portable one has), or are about
+/// nothing that a driver does.
+const ONCE: [&str; 3] = ["descriptors", "drivers", "tls_memory"];
 
 /// The ways to run a program.
 pub fn variants(program: &Program) -> &'static [Variant] {
     let suite = program.package == "roost-gateway" && program.is_integration();
-    if suite && !CHOOSE.contains(&program.name()) { &EACH } else { &PLAIN }
+    if suite && !ONCE.contains(&program.name()) { &EACH } else { &PLAIN }
 }
 
 impl Variant {
