@@ -12,6 +12,7 @@ use std::process::ExitCode;
 
 use crate::cli::{Command, CommonArgs, LogFormat};
 
+#[cfg(not(feature = "system-allocator"))]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

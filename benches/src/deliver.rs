@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::compare::{self, Contestant};
 use crate::installation::Setup;
 use crate::reference::{Kind, Mode};
-use crate::target::{ServerOptions, Target};
+use crate::target::{ServerOptions, Target, without_waiting};
 use crate::{Result, machine};
 
 /// What to measure.
@@ -35,7 +35,8 @@ pub struct Options {
 pub async fn run(options: &Options) -> Result<Value> {
     let (sessions, body_bytes) = (options.sessions, options.body_bytes);
     let groups = vec![(0..sessions).collect()];
-    let setup = Setup { users: sessions, groups, arguments: options.server.arguments(), ..Setup::default() };
+    let setup =
+        Setup { users: sessions, groups, arguments: without_waiting(options.server.arguments()), ..Setup::default() };
     let product = Target::product(setup).await?;
     let driver = product.driver()?;
     let mut all = vec![Contestant::ready("product", product, sessions, body_bytes).await?];

@@ -29,10 +29,17 @@ pub struct Crowd {
 impl Crowd {
     /// A crowd without a session, for the users from `first_user` on.
     pub async fn start(target: &Target, first_user: usize, body_bytes: usize) -> Result<Self> {
-        let source = Ipv4Addr::new(127, 0, 0, u8::try_from(2 + first_user / CROWD_SESSIONS_MAX)?);
+        Self::start_from(target, first_user, body_bytes, 1).await
+    }
+
+    /// A crowd that connects from so many addresses in turn.
+    pub async fn start_from(target: &Target, first_user: usize, body_bytes: usize, sources: u32) -> Result<Self> {
+        let third = u8::from(sources > 1);
+        let source = Ipv4Addr::new(127, 0, third, u8::try_from(2 + first_user / CROWD_SESSIONS_MAX)?);
         let mut command = tokio::process::Command::new(std::env::current_exe()?);
         command.args(["crowd", "--address", &target.address()?.to_string(), "--source", &source.to_string()]);
         command.args(["--first-user", &first_user.to_string(), "--body-bytes", &body_bytes.to_string()]);
+        command.args(["--sources", &sources.to_string()]);
         if let Some(plan) = target.plan_file() {
             command.arg("--plan").arg(plan);
         }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::compare::{self, Contestant};
 use crate::installation::Setup;
-use crate::target::{ServerOptions, Target};
+use crate::target::{ServerOptions, Target, without_waiting};
 use crate::{Result, machine};
 
 /// What to measure.
@@ -37,7 +37,12 @@ pub async fn run(options: &Options) -> Result<Value> {
     let mut driver = "";
     for (name, members) in [("group", options.members), ("deliver", options.compared_with)] {
         let groups = vec![(0..members).collect()];
-        let setup = Setup { users: members, groups, arguments: options.server.arguments(), ..Setup::default() };
+        let setup = Setup {
+            users: members,
+            groups,
+            arguments: without_waiting(options.server.arguments()),
+            ..Setup::default()
+        };
         let target = Target::product(setup).await?;
         driver = target.driver()?;
         all.push(Contestant::ready(name, target, members, 128).await?);

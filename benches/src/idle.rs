@@ -9,7 +9,7 @@ use crate::compare::round;
 use crate::fleet::Fleet;
 use crate::installation::Setup;
 use crate::reference::{Kind, Mode};
-use crate::target::{ServerOptions, Target};
+use crate::target::{ServerOptions, Target, without_waiting};
 use crate::{Result, cpu, machine};
 
 /// What to measure.
@@ -90,7 +90,9 @@ async fn product(options: &Options) -> Result<Slope> {
     if !portable && server.shards.is_none() {
         server.shards = Some(to.div_ceil(SESSIONS_PER_SHARD).max(2));
     }
-    let target = Target::product(Setup { users: to, arguments: server.arguments(), ..Setup::default() }).await?;
+    let target =
+        Target::product(Setup { users: to, arguments: without_waiting(server.arguments()), ..Setup::default() })
+            .await?;
     let (from, to) = if target.driver()? == "portable" { bounds(options, DESCRIPTOR_EACH) } else { (from, to) };
     slope("product", target, from, to, options).await
 }

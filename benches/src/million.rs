@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::fleet::Fleet;
 use crate::installation::Setup;
-use crate::target::{ServerOptions, Target};
+use crate::target::{ServerOptions, Target, without_waiting};
 use crate::{Result, cpu, machine};
 
 /// What to measure.
@@ -43,7 +43,7 @@ pub async fn run(options: &Options) -> Result<Value> {
     let groups = sample(sessions, sampled);
     let mut server = options.server.clone();
     server.shards.get_or_insert(sessions.div_ceil(SESSIONS_PER_SHARD).max(2));
-    let mut arguments = server.arguments();
+    let mut arguments = without_waiting(server.arguments());
     arguments.extend(["--sessions-max".to_owned(), (sessions + 1_000).to_string()]);
     let begun = Instant::now();
     let target =

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::compare::{self, Contestant};
 use crate::installation::Setup;
 use crate::reference::{Kind, Mode};
-use crate::target::{ServerOptions, Target};
+use crate::target::{ServerOptions, Target, without_waiting};
 use crate::{Result, machine};
 
 /// What to measure.
@@ -31,7 +31,7 @@ pub struct Options {
 /// The product's `ping` and `pong` against echoes of the same bytes.
 pub async fn run(options: &Options) -> Result<Value> {
     let sessions = options.sessions;
-    let setup = Setup { users: sessions, arguments: options.server.arguments(), ..Setup::default() };
+    let setup = Setup { users: sessions, arguments: without_waiting(options.server.arguments()), ..Setup::default() };
     let product = Target::product(setup).await?;
     let driver = product.driver()?;
     let mut all = vec![Contestant::ready("product", product, sessions, 0).await?];

@@ -28,6 +28,8 @@ pub struct Options {
     server: ServerOptions,
 }
 
+/// Those who are cut come from so many addresses, for a gateway lets one address have half of its handshakes at most.
+const ADDRESSES: u32 = 100;
 /// A window of the others' latencies.
 const WINDOW_SECONDS: usize = 5;
 /// Windows before each storm: the reference.
@@ -42,7 +44,7 @@ pub async fn run(options: &Options) -> Result<Value> {
     let target = Target::product(setup).await?;
     let mut staying = Crowd::start(&target, 0, 128).await?;
     staying.open(others, 2_000).await?;
-    let mut cut = Crowd::start(&target, others, 128).await?;
+    let mut cut = Crowd::start_from(&target, others, 128, ADDRESSES).await?;
     cut.open(sessions, 2_000).await?;
     let messages = options.per_second * WINDOW_SECONDS;
     let order = format!("broadcast 0 {} {messages} {} {others}", target.group(0), options.per_second);

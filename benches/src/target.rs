@@ -26,13 +26,19 @@ pub struct ServerOptions {
 }
 
 impl ServerOptions {
-    /// More of the command line of `roost serve`.
+    /// More of the command line of `roost serve`. All of the load comes from a few addresses, as no clients do.
     pub fn arguments(&self) -> Vec<String> {
-        let mut arguments = Vec::new();
+        let mut arguments = vec!["--connections-per-address-max".to_owned(), "0".to_owned()];
         arguments.extend(self.io.iter().flat_map(|io| ["--io".to_owned(), io.clone()]));
         arguments.extend(self.shards.iter().flat_map(|shards| ["--shards".to_owned(), shards.to_string()]));
         arguments
     }
+}
+
+/// For benches that do not ask how many may come at once.
+pub fn without_waiting(mut arguments: Vec<String>) -> Vec<String> {
+    arguments.extend(["--handshakes-per-second".to_owned(), "0".to_owned()]);
+    arguments
 }
 
 /// A server under measurement. Dropping it ends its process.

@@ -9,7 +9,7 @@ use std::process::{ExitCode, Stdio};
 
 #[derive(clap::Args)]
 pub struct BenchOptions {
-    /// Which bench: durable, start, …
+    /// Which bench: durable, start, idle, deliver, ping, group, storm, million.
     name: String,
     /// Handed on to the bench.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -21,7 +21,7 @@ const CORES_TO_PIN: usize = 4;
 const SERVER_CORES: &str = "0,1";
 const LOAD_CORES: &str = "2,3";
 /// Benches of one process, which need none of the servers.
-const EMBEDDED_ONLY: [&str; 4] = ["start", "idle", "deliver", "ping"];
+const EMBEDDED_ONLY: [&str; 7] = ["start", "idle", "deliver", "ping", "group", "storm", "million"];
 
 /// Everything but the bench's own output goes to standard error: its last line is for machines.
 pub fn run(options: &BenchOptions) -> Result<ExitCode> {
@@ -32,7 +32,7 @@ pub fn run(options: &BenchOptions) -> Result<ExitCode> {
     let release = workspace.target.join("release");
     let mut command = std::process::Command::new(release.join("roost-bench"));
     command.arg(&options.name).args(&options.arguments).current_dir(&workspace.root).stdin(Stdio::null());
-    command.env("ROOST_BENCH_BIN", release.join("roost"));
+    command.env("ROOST_BENCH_BIN", release.join("roost")).env("ROOST_BENCH_COMMIT", commit(&workspace));
     if pinned {
         command.env("ROOST_BENCH_SERVER_CPUS", SERVER_CORES).env("ROOST_BENCH_LOAD_CPUS", LOAD_CORES);
     }
@@ -60,4 +60,12 @@ fn build(workspace: &Workspace) -> Result<()> {
     cargo.args(["build", "--release", "-p", "roost", "-p", "roost-benches"]);
     let status = cargo.status().map_err(|error| format!("cargo: {error}"))?;
     if status.success() { Ok(()) } else { Err("the release build failed".to_owned()) }
+}
+
+/// What is built, for the figures; with a mark where files differ from it.
+fn commit(workspace: &Workspace) -> String {
+    let mut git = std::process::Command::new("git");
+    git.args(["describe", "--always", "--dirty", "--exclude=*"]).current_dir(&workspace.root);
+    let output = git.output().map(|output| output.stdout).unwrap_or_default();
+    String::from_utf8_lossy(&output).trim().to_owned()
 }

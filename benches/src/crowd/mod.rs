@@ -9,7 +9,7 @@ mod session;
 mod wire;
 
 use std::io::{BufRead, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -41,6 +41,9 @@ pub struct Options {
     /// Connects from this address: one address has 28,000 ports.
     #[arg(long, default_value = "127.0.0.1")]
     source: Ipv4Addr,
+    /// And from so many after it, in turn.
+    #[arg(long, default_value_t = 1)]
+    sources: u32,
     /// Bytes of a message's body.
     #[arg(long, default_value_t = 128)]
     body_bytes: usize,
@@ -57,7 +60,8 @@ struct Crowd {
     address: SocketAddr,
     plan: Option<Plan>,
     first_user: usize,
-    source: IpAddr,
+    source: Ipv4Addr,
+    sources: u32,
     body_bytes: usize,
     poll: Poll,
     events: Events,
@@ -99,7 +103,8 @@ pub fn run(options: Options) -> Result<()> {
         address: options.address,
         plan,
         first_user: options.first_user,
-        source: options.source.into(),
+        source: options.source,
+        sources: options.sources.max(1),
         body_bytes: options.body_bytes,
         poll,
         events: Events::with_capacity(EVENTS_MAX),
@@ -171,7 +176,8 @@ impl Crowd {
     fn connect(&mut self, index: usize) -> Result<()> {
         self.counts.opening += 1;
         let registry = self.poll.registry();
-        match Session::connect(self.address, self.source, |stream| session::register(registry, stream, index)) {
+        let source = Ipv4Addr::from_bits(self.source.to_bits() + index as u32 % self.sources);
+        match Session::connect(self.address, source.into(), |stream| session::register(registry, stream, index)) {
             Ok(stream) => self.sessions[index].begin(stream),
             Err(error) => return Err(format!("no socket to connect with: {error}").into()),
         }
