@@ -203,7 +203,7 @@ async fn storm(config: Config, clients: usize) -> (GatewayHandle, usize) {
         () = returning => {}
     }
     over.store(true, Ordering::Relaxed);
-    let (_, answered) = asking.await.unwrap();
+    let (_staying, answered) = asking.await.unwrap();
     assert!(answered > 0, "who is connected is answered all the time");
     assert_eq!(gateway.sessions(), clients + 1);
     (gateway, back.len())
