@@ -2,14 +2,16 @@
 //! without the chat above them. It is no part of the product.
 //!
 //! `echo portable` (or `uring`) listens on a free port of the loopback interface and says which on its first line, or
-//! why this machine refuses the driver.
+//! why this machine refuses the driver. With `tls` after it, TLS is spoken with a certificate made for the occasion.
 
 use std::collections::VecDeque;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
 use bytes::{BufMut, Bytes};
+use roost_gateway::Certificates;
 use roost_gateway::driver::portable::Portable;
+use roost_gateway::driver::tls::Tls;
 #[cfg(target_os = "linux")]
 use roost_gateway::driver::uring::{self, Uring};
 use roost_gateway::driver::{Completion, Driver, Frames, Key, SEND_BYTES_MAX, SEND_FRAMES_MAX, Submission};
@@ -33,11 +35,12 @@ const CONNECTIONS_MAX: usize = 64;
 fn main() -> io::Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     listener.set_nonblocking(true)?;
+    let address = listener.local_addr()?;
     match std::env::args().nth(1).as_deref() {
-        Some("portable") => say_and_run(&listener.local_addr()?, Portable::new(Some(listener))?),
+        Some("portable") => run(address, Portable::new(Some(listener))?),
         #[cfg(target_os = "linux")]
         Some("uring") => match uring::probe() {
-            Ok(()) => say_and_run(&listener.local_addr()?, Uring::new(Some(listener), CONNECTIONS_MAX)?),
+            Ok(()) => run(address, Uring::new(Some(listener), CONNECTIONS_MAX)?),
             Err(refusal) => {
                 println!("refused: {refusal}");
                 Ok(())
@@ -47,9 +50,20 @@ fn main() -> io::Result<()> {
     }
 }
 
-fn say_and_run(address: &SocketAddr, driver: impl Driver) -> io::Result<()> {
-    println!("{address}");
-    Echo::new(driver).run()
+fn run(address: SocketAddr, driver: impl Driver) -> io::Result<()> {
+    if std::env::args().nth(2).as_deref() != Some("tls") {
+        println!("ws://{address}");
+        return Echo::new(driver).run();
+    }
+    let pair = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).map_err(io::Error::other)?;
+    let folder = tempfile::tempdir()?;
+    let (certificate, key) = (folder.path().join("certificate.pem"), folder.path().join("key.pem"));
+    std::fs::write(&certificate, pair.cert.pem())?;
+    std::fs::write(&key, pair.signing_key.serialize_pem())?;
+    let certificates = Certificates::open(&certificate, &key).map_err(io::Error::other)?;
+    drop(folder);
+    println!("wss://{address}");
+    Echo::new(Tls::new(driver, certificates.config())).run()
 }
 
 struct Echo<D> {

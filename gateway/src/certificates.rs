@@ -113,7 +113,9 @@ impl Certificates {
         Ok(changed)
     }
 
-    pub(crate) fn config(&self) -> Arc<ServerConfig> {
+    /// For the driver. The echo of the conformance suite makes one of its own.
+    #[doc(hidden)]
+    pub fn config(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.config)
     }
 }

@@ -28,7 +28,10 @@ pub struct Stage<'a> {
 
 /// What one driver is put to.
 struct Pass {
-    driver: &'static str,
+    /// In what is printed.
+    title: &'static str,
+    /// For the echo.
+    words: &'static [&'static str],
     /// Sections that are run together.
     runs: &'static [&'static [&'static str]],
 }
@@ -36,7 +39,15 @@ struct Pass {
 /// Section 9, large messages and many fragments, is run apart: it takes as long as all the others. Sections 12 and 13 are
 /// about permessage-deflate, which is declined.
 const EVERYTHING: [&[&str]; 2] = [&["1", "2", "3", "4", "5", "6", "7", "10"], &["9"]];
-const PASSES: [Pass; 2] = [Pass { driver: "portable", runs: &EVERYTHING }, Pass { driver: "uring", runs: &EVERYTHING }];
+/// TLS is short: what differs is below the codec.
+const OVER_TLS: [&[&str]; 1] = [&["1", "2", "5", "7", "10"]];
+/// The first one is what the document says; the others must agree.
+const PASSES: [Pass; 4] = [
+    Pass { title: "portable", words: &["portable"], runs: &EVERYTHING },
+    Pass { title: "io_uring", words: &["uring"], runs: &EVERYTHING },
+    Pass { title: "portable, TLS", words: &["portable", "tls"], runs: &OVER_TLS },
+    Pass { title: "io_uring, TLS", words: &["uring", "tls"], runs: &OVER_TLS },
+];
 
 /// The suite gives its peer a second for most answers. A case that ends otherwise than it should is run again alone, so
 /// that a busy machine is not taken for a wrong codec: that one is wrong every time.
@@ -65,12 +76,12 @@ pub fn run(stage: &Stage<'_>, tally: &mut Tally) {
         match run_pass(stage, &suite, echo, pass) {
             Ok(Ran::Outcomes(outcomes)) => {
                 judge(pass, &outcomes, tally);
-                if pass.driver == PASSES[0].driver {
+                if pass.title == PASSES[0].title {
                     reference = outcomes;
                 }
             }
-            Ok(Ran::Refused(reason)) => tally.skip(format!("autobahn {}: {reason}", pass.driver)),
-            Err(message) => tally.fail(format!("autobahn {}: {message}", pass.driver)),
+            Ok(Ran::Refused(reason)) => tally.skip(format!("autobahn {}: {reason}", pass.title)),
+            Err(message) => tally.fail(format!("autobahn {}: {message}", pass.title)),
         }
     }
     let documented = document::settle(&stage.workspace.root, &reference, stage.write);
@@ -87,7 +98,7 @@ enum Ran {
 }
 
 fn run_pass(stage: &Stage<'_>, suite: &Suite, echo: &Path, pass: &Pass) -> Result<Ran> {
-    let echo = match Echo::start(stage.janitor, echo, pass.driver)? {
+    let echo = match Echo::start(stage.janitor, echo, pass.words)? {
         Started::Runs(echo) => echo,
         Started::Refused(reason) => return Ok(Ran::Refused(reason)),
     };
@@ -102,7 +113,7 @@ fn run_pass(stage: &Stage<'_>, suite: &Suite, echo: &Path, pass: &Pass) -> Resul
         if unexpected.is_empty() {
             break;
         }
-        println!("{}: once more, attempt {}: {}", pass.driver, attempt + 1, unexpected.join(" "));
+        println!("{}: once more, attempt {}: {}", pass.title, attempt + 1, unexpected.join(" "));
         outcomes.extend(suite.run(stage.janitor, &echo.address, &unexpected, stage.deadline)?);
     }
     Ok(Ran::Outcomes(outcomes))
@@ -115,7 +126,7 @@ fn judge(pass: &Pass, outcomes: &Outcomes, tally: &mut Tally) {
             .filter(|(case, outcome)| !is_expected(case, outcome))
             .map(|(case, outcome)| format!("{} {}, closing {}", name(case), outcome.behavior, outcome.close))
             .collect();
-        let title = format!("autobahn {} section {section}", pass.driver);
+        let title = format!("autobahn {} section {section}", pass.title);
         let count = cases().count();
         if count == 0 || !wrong.is_empty() {
             println!("{title} ... FAILED");

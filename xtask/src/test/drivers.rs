@@ -38,7 +38,7 @@ impl Variant {
     pub fn obstacle(&self, janitor: &Janitor, echo: Option<&Path>) -> Option<String> {
         if self.io == Some("uring") {
             let Some(echo) = echo else { return Some("the build made no example `echo`".to_owned()) };
-            return match Echo::start(janitor, echo, "uring") {
+            return match Echo::start(janitor, echo, &["uring"]) {
                 Ok(Started::Runs(_)) => None,
                 Ok(Started::Refused(reason)) => Some(reason),
                 Err(message) => Some(message),

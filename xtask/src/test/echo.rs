@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 pub struct Echo<'a> {
     janitor: &'a Janitor,
     child: Child,
+    /// With its scheme.
     pub address: String,
 }
 
@@ -21,8 +22,9 @@ pub enum Started<'a> {
 }
 
 impl<'a> Echo<'a> {
-    pub fn start(janitor: &'a Janitor, program: &Path, driver: &str) -> Result<Started<'a>> {
-        let child = janitor.spawn(Command::new(program).arg(driver).stdout(Stdio::piped()), "KILL")?;
+    /// The words are the driver's name, and `tls`.
+    pub fn start(janitor: &'a Janitor, program: &Path, words: &[&str]) -> Result<Started<'a>> {
+        let child = janitor.spawn(Command::new(program).args(words).stdout(Stdio::piped()), "KILL")?;
         let mut echo = Echo { janitor, child, address: String::new() };
         let mut line = String::new();
         if let Some(output) = echo.child.stdout.take() {

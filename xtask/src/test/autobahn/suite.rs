@@ -55,7 +55,7 @@ impl Suite {
         let folder = tempfile::tempdir_in(janitor.folder()).map_err(failed)?;
         let specification = serde_json::json!({
             "outdir": folder.path(),
-            "servers": [{"agent": AGENT, "url": format!("ws://{address}/v1/connect"), "protocols": ["roost.v1"]}],
+            "servers": [{"agent": AGENT, "url": format!("{address}/v1/connect"), "protocols": ["roost.v1"]}],
             "options": {"openHandshakeTimeout": 30, "closeHandshakeTimeout": 30, "serverConnectionDropTimeout": 30},
             "cases": cases,
             "exclude-cases": [],
