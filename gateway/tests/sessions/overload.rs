@@ -3,10 +3,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use roost_gateway::GatewayHandle;
 use roost_ports::delivery::{Audience, DeliveryBatch, DeliveryError, DeliveryItem};
-use roost_protocol::frames::{ClientBody, Form};
+use roost_protocol::frames::{ClientBody, Form, HistoryRange, Message, ServerBody};
 use roost_protocol::records::DeliverRecord;
-use roost_protocol::{CloseCode, ConversationId};
+use roost_protocol::{CloseCode, ConversationId, limits};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -89,6 +90,127 @@ async fn a_slow_reader_that_wakes_up_hears_why() {
         gateway.sink().deliver(DeliveryBatch { items: vec![item] }).await.unwrap();
     }
     assert_eq!(slow.end().await, End::Closed(CloseCode::Slow.code()));
+    gateway.stop().await;
+}
+
+/// Numbers a message in the world's history and delivers it to everybody.
+async fn publish(world: &World, gateway: &GatewayHandle, message: &Message) {
+    world.conversations.lock().entry(message.conversation_id).or_default().push(message.clone());
+    let item = world.to_everyone(message);
+    while let Err(error) = gateway.sink().deliver(DeliveryBatch { items: vec![item.clone()] }).await {
+        assert_eq!(error, DeliveryError::Busy);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Reads until the last message of a conversation has come, each once and in order.
+async fn read_all(mut client: Client, last: u64) -> Client {
+    for seq in 1..=last {
+        let ServerBody::Message(message) = client.hear().await.body else { panic!("a message") };
+        assert_eq!(message.seq, seq);
+    }
+    client
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f10_a_slow_reader_has_at_most_its_queue_and_resumes_complete() {
+    const MESSAGES: u64 = 300;
+    let world = World::new();
+    let mut config = World::config();
+    config.timings.close_ms = 500;
+    let gateway = world.start(config).await;
+    let slow = Client::connect(gateway.address(), Form::Binary).await;
+    let quick = Client::connect(gateway.address(), Form::Binary).await;
+    let reading = tokio::spawn(read_all(quick, MESSAGES));
+    let conversation = ConversationId::new();
+    let mut queued_max = 0;
+    for seq in 1..=MESSAGES {
+        publish(&world, &gateway, &message(conversation, seq, &[b'x'; 60_000])).await;
+        queued_max = queued_max.max(gateway.queued_bytes());
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    eventually("it is closed", || gateway.metrics().closed(CloseCode::Slow) == 1).await;
+    // The quick one's share is what has not been written yet, which is little on any machine.
+    assert!(queued_max <= 2 * limits::QUEUE_BYTES_HARD as u64, "{queued_max} bytes were queued");
+    reading.await.unwrap();
+    eventually("its queue is freed", || gateway.queued_bytes() == 0).await;
+    drop(slow);
+
+    let mut resumed = Client::connect(gateway.address(), Form::Binary).await;
+    let mut shown = 0;
+    while shown < MESSAGES {
+        let range = HistoryRange::After(shown);
+        resumed.say(Some(9), ClientBody::History { conversation_id: conversation, range, limit: Some(8) }).await;
+        let ServerBody::Page(page) = resumed.hear().await.body else { panic!("a page") };
+        assert!(page.from <= shown + 1 && page.to > shown, "{} to {}", page.from, page.to);
+        assert!(page.messages.iter().map(|message| message.seq).eq(shown + 1..=page.to));
+        shown = page.to;
+    }
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f11_many_slow_members_of_a_group_cost_their_queues_and_the_others_get_everything() {
+    const MESSAGES: u64 = 150;
+    const SLOW: usize = 20;
+    let world = World::new();
+    let mut config = World::config();
+    config.timings.close_ms = 500;
+    let gateway = world.start(config).await;
+    let mut slow = Vec::new();
+    let mut reading = Vec::new();
+    for _ in 0..SLOW {
+        slow.push(Client::connect(gateway.address(), Form::Binary).await);
+    }
+    for _ in 0..20 {
+        let quick = Client::connect(gateway.address(), Form::Binary).await;
+        reading.push(tokio::spawn(read_all(quick, MESSAGES)));
+    }
+    let conversation = ConversationId::new();
+    for seq in 1..=MESSAGES {
+        publish(&world, &gateway, &message(conversation, seq, &[b'x'; 60_000])).await;
+        // The burst is as fast as half a queue of the quick ones allows, however busy the machine is.
+        while gateway.queued_bytes() > (SLOW * limits::QUEUE_BYTES_HARD) as u64 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    for one in reading {
+        one.await.unwrap();
+    }
+    eventually("the slow ones are closed", || gateway.metrics().closed(CloseCode::Slow) == SLOW as u64).await;
+    eventually("their queues are freed", || gateway.queued_bytes() == 0 && gateway.connections() == 0).await;
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_queues_together_stay_within_their_cap_and_what_comes_with_it() {
+    const SESSIONS: usize = 40;
+    const CAP: usize = 4 << 20;
+    const FRAME: usize = 61_000;
+    let world = World::new();
+    let mut config = World::config();
+    config.queue_bytes_sum_max = CAP;
+    config.timings.close_ms = 500;
+    let gateway = world.start(config).await;
+    let mut silent = Vec::new();
+    for _ in 0..SESSIONS {
+        silent.push(Client::connect(gateway.address(), Form::Binary).await);
+    }
+    let conversation = ConversationId::new();
+    let mut queued_max = 0;
+    for seq in 1..=200 {
+        publish(&world, &gateway, &message(conversation, seq, &[b'x'; 60_000])).await;
+        queued_max = queued_max.max(gateway.queued_bytes());
+    }
+    assert!(queued_max > CAP as u64, "inconclusive: the cap was never reached");
+    // Over the cap by half the queues take nothing more but one frame each, and a round on two shards may be under way.
+    let allowed = CAP + CAP / 2 + 3 * SESSIONS * FRAME;
+    assert!(queued_max <= allowed as u64, "{queued_max} of {allowed}");
+    eventually("all are closed", || gateway.metrics().closed(CloseCode::Slow) == SESSIONS as u64).await;
+    drop(silent);
+    eventually("all is freed", || gateway.queued_bytes() == 0 && gateway.connections() == 0).await;
+    Client::connect(gateway.address(), Form::Json).await;
     gateway.stop().await;
 }
 
