@@ -46,7 +46,7 @@ async fn watch(certificates: Arc<Certificates>) {
             () = tokio::time::sleep(LOOK_EVERY) => false,
         };
         let reading = Arc::clone(&certificates);
-        match tokio::task::spawn_blocking(move || reading.reload()).await {
+        match tokio::task::spawn_blocking(move || reading.reload(was_asked)).await {
             Ok(Ok(true)) => tracing::info!("the TLS certificate has changed; new connections get the new one"),
             Ok(Ok(false)) if was_asked => tracing::info!("SIGHUP: the TLS certificate stays what it was"),
             Ok(Ok(false)) => {}

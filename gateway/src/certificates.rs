@@ -66,8 +66,8 @@ pub struct Certificates {
     key: PathBuf,
     current: Arc<Current>,
     config: Arc<ServerConfig>,
-    /// A hash of the files as they were read last, good or bad.
-    seen: Mutex<Option<u64>>,
+    /// A hash of what was read last, good or bad, or of why it could not be read.
+    seen: Mutex<u64>,
 }
 
 impl Certificates {
@@ -87,25 +87,21 @@ impl Certificates {
         config.ticketer = ring::Ticketer::new()?;
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = TICKETS;
-        let seen = Mutex::new(Some(files.hash()));
+        let seen = Mutex::new(files.hash());
         let (certificate, key) = (certificate.to_owned(), key.to_owned());
         Ok(Arc::new(Self { certificate, key, current, config: Arc::new(config), seen }))
     }
 
     /// Reads the files again, and uses them for new connections if they have changed. Those that live keep theirs. A
-    /// pair that cannot be used changes nothing, and is an error once. Returns whether another pair is used now.
-    pub fn reload(&self) -> Result<bool, CertificateError> {
-        let files = match Files::read(&self.certificate, &self.key) {
-            Ok(files) => files,
-            Err(error) => {
-                return if self.seen.lock().take().is_some() { Err(error) } else { Ok(false) };
-            }
-        };
-        let hash = files.hash();
-        if self.seen.lock().replace(hash) == Some(hash) {
+    /// pair that cannot be used changes nothing, and is an error once, or whenever somebody has `asked`. Returns whether
+    /// another pair is used now.
+    pub fn reload(&self, asked: bool) -> Result<bool, CertificateError> {
+        let files = Files::read(&self.certificate, &self.key);
+        let hash = files.as_ref().map_or_else(|error| hash_of(&error.to_string()), Files::hash);
+        if std::mem::replace(&mut *self.seen.lock(), hash) == hash && !asked {
             return Ok(false);
         }
-        let pair = Arc::new(files.parse(&self.certificate, &self.key, self.config.crypto_provider())?);
+        let pair = Arc::new(files?.parse(&self.certificate, &self.key, self.config.crypto_provider())?);
         warn_if_readable(&self.key);
         let mut current = self.current.0.write();
         let changed = current.cert != pair.cert;
@@ -146,9 +142,7 @@ impl Files {
     }
 
     fn hash(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        (&self.certificate, &self.key).hash(&mut hasher);
-        hasher.finish()
+        hash_of(&(&self.certificate, &self.key))
     }
 
     fn parse(
@@ -178,6 +172,12 @@ impl Files {
             Err(error) => Err(bad_certificate(error.to_string())),
         }
     }
+}
+
+fn hash_of(value: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// A key that others may read is no secret on a shared machine.

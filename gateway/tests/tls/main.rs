@@ -1,8 +1,12 @@
 //! TLS on real sockets, seen by clients that are not ours: rustls's own buffered one, and hellos written by hand.
 
+#[path = "../drivers/bed.rs"]
+#[allow(dead_code, reason = "shared with the other tests")]
+mod bed;
 #[path = "../sessions/client.rs"]
 #[allow(dead_code, reason = "shared with the other tests")]
 mod client;
+mod drivers;
 mod hostile;
 mod http;
 mod pair;

@@ -20,12 +20,12 @@ async fn a_new_pair_is_for_new_connections_and_those_that_live_stay() {
     let (address, before) = (gateway.address(), pair.trusting(&[&TLS13]));
     let stream = dial(before.clone(), address).await;
     let mut old = Client::connect_over(stream, address, Form::Json).await;
-    assert!(!certificates.reload().expect("still good"), "nothing has changed");
+    assert!(!certificates.reload(false).expect("still good"), "nothing has changed");
 
     pair.renew();
     let stream = dial(before.clone(), address).await;
     drop(stream);
-    assert!(certificates.reload().expect("a good pair"));
+    assert!(certificates.reload(false).expect("a good pair"));
     let refused = secure(before, tokio::net::TcpStream::connect(address).await.unwrap()).await;
     assert!(refused.is_err(), "the new certificate is not the one that this client trusts");
     let stream = dial(pair.trusting(&[&TLS13]), address).await;
@@ -45,17 +45,18 @@ async fn a_new_pair_is_for_new_connections_and_those_that_live_stay() {
         (Vec::new(), "no private key that can be used"),
     ] {
         std::fs::write(pair.key_path(), contents).unwrap();
-        let error = certificates.reload().expect_err("a bad pair").to_string();
+        let error = certificates.reload(false).expect_err("a bad pair").to_string();
         assert!(error.contains(told), "{error}");
-        assert!(!certificates.reload().expect("said already"));
+        assert!(!certificates.reload(false).expect("said already"));
+        assert!(certificates.reload(true).is_err(), "somebody asks");
         drop(dial(good.clone(), address).await);
     }
     std::fs::remove_file(pair.key_path()).unwrap();
-    let error = certificates.reload().expect_err("it is gone").to_string();
+    let error = certificates.reload(false).expect_err("it is gone").to_string();
     assert!(error.contains("key.pem cannot be read"), "{error}");
-    assert!(!certificates.reload().expect("said already"));
+    assert!(!certificates.reload(false).expect("said already"));
     std::fs::write(pair.key_path(), key).unwrap();
-    assert!(!certificates.reload().expect("good again"), "it is the one that is used");
+    assert!(!certificates.reload(false).expect("good again"), "it is the one that is used");
     drop(dial(good, address).await);
     gateway.stop().await;
 }
