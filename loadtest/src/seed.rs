@@ -19,8 +19,10 @@ use crate::cli::SeedOptions;
 use crate::plan::{Group, Plan, Range};
 use crate::{Result, clock};
 
-/// Accounts under way at one time: the Store's writer takes many into one transaction.
+/// Accounts under way at one time: the embedded writer takes many into one transaction.
 const ACCOUNTS_AT_ONCE: usize = 1_024;
+/// The same where each has a session of the database to itself while it is under way.
+const ACCOUNTS_AT_ONCE_POSTGRES: usize = 12;
 /// Members in one batch of creations, about.
 const MEMBERS_IN_BATCH: usize = 10_000;
 /// How long tokens of the plan's key are accepted.
@@ -43,7 +45,8 @@ pub async fn run(options: &SeedOptions) -> Result<ExitCode> {
     store.migrate(&Migration { log_id: log_id.clone(), partitions: 1 }).await?;
     let mut plan = signing_key(&*store, seed).await?;
     plan.users = options.users;
-    accounts(&*store, &plan).await?;
+    let at_once = if options.data.is_some() { ACCOUNTS_AT_ONCE } else { ACCOUNTS_AT_ONCE_POSTGRES };
+    accounts(&*store, &plan, at_once).await?;
     plan.pairs = wanted.pairs;
     plan.groups = wanted.groups(&plan);
     conversations(&*store, &plan, log_id).await?;
@@ -78,7 +81,7 @@ async fn signing_key(store: &dyn Store, seed: [u8; 5]) -> Result<Plan> {
     })
 }
 
-async fn accounts(store: &dyn Store, plan: &Plan) -> Result<()> {
+async fn accounts(store: &dyn Store, plan: &Plan, at_once: usize) -> Result<()> {
     let (begun, created) = (Instant::now(), clock::unix_ms());
     let account = |number: u32| Account {
         user_id: plan.user(number),
@@ -91,7 +94,7 @@ async fn accounts(store: &dyn Store, plan: &Plan) -> Result<()> {
         let account = account(number);
         async move { store.create_account(&account).await }
     });
-    making.buffer_unordered(ACCOUNTS_AT_ONCE).try_collect::<()>().await?;
+    making.buffer_unordered(at_once).try_collect::<()>().await?;
     eprintln!("{} users in {:.1} s", plan.users, begun.elapsed().as_secs_f64());
     Ok(())
 }
