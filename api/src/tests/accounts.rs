@@ -143,6 +143,33 @@ async fn s40_logins_to_a_name_are_limited_over_all_processes() {
     attempt(one).await.is(401);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn s40_in_parallel_on_two_processes_no_more_than_the_limit_gets_through() {
+    let world = World::new();
+    let mut limited = config();
+    limited.rates.login_per_name = Rate { burst: 7, interval_ms: 60_000 };
+    let (one, other) = (process_of(&world, limited.clone()), process_of(&world, limited));
+    one.register("alice").await;
+    let attempts: Vec<_> = (0..40)
+        .map(|number| {
+            let process = if number % 2 == 0 { one.clone() } else { other.clone() };
+            tokio::spawn(async move { process.post("/v1/sessions", "", credentials("alice", "wrong horse")).await })
+        })
+        .collect();
+    let mut through = 0;
+    for attempt in attempts {
+        let answer = attempt.await.expect("an answer");
+        match answer.status.as_u16() {
+            401 => through += 1,
+            429 => assert!(answer.headers.contains_key("retry-after")),
+            // Not more hashes at a time than the process can do.
+            503 => {}
+            other => panic!("{other}"),
+        }
+    }
+    assert!((1..=7).contains(&through), "{through} of 7");
+}
+
 #[tokio::test]
 async fn s41_without_the_registry_each_process_limits_alone() {
     let world = World::new();
