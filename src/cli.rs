@@ -246,6 +246,10 @@ pub struct GatewayRoleArgs {
     pub mesh: MeshArgs,
     #[command(flatten)]
     pub secret: MeshSecretArgs,
+    /// Upgrade without a pause: a unix socket on which this gateway takes over the listener of the one that runs with
+    /// the same path, which then drains and ends, and on which it waits to be taken over itself.
+    #[arg(long, env = "ROOST_TAKEOVER", value_name = "PATH")]
+    pub takeover: Option<PathBuf>,
 }
 
 /// `roost persist`.

@@ -6,6 +6,8 @@ mod compose;
 mod config;
 mod doctor;
 mod roles;
+mod stop;
+mod takeover;
 mod tls;
 
 use std::process::ExitCode;

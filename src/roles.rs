@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use futures::FutureExt as _;
 use roost_api::{Api, Probes, ReadinessCheck, Server};
@@ -22,6 +21,8 @@ use crate::cli::{
     MigrateArgs, PersistArgs, PersistRoleArgs, ServeArgs,
 };
 use crate::compose::{self, Backends, Problem};
+use crate::stop::{StopLimit, stop_asked};
+use crate::takeover::{self, Succession, Takeover};
 use crate::tls;
 
 /// Plain HTTP connections that wait to be taken over from the gateway.
@@ -39,14 +40,14 @@ pub async fn serve(args: &ServeArgs) -> Result<(), Problem> {
     let persist = start_persist(&backends, &sender, &args.persist);
     let fanout = start_fanout(&backends, &registry, &sender);
     let server = api.server();
-    let gateway = start_gateway(&args.gateway, &backends, &registry, String::new(), &server).await?;
+    let gateway = start_gateway(&args.gateway, None, &backends, &registry, String::new(), &server).await?;
     delivery.attach(gateway.sink());
     println!("roost serve is ready: {}://{}", scheme(&args.gateway), gateway.address());
     stop_asked().await;
     stopping.0.store(true, Ordering::Relaxed);
-    let grace = Duration::from_millis(args.gateway.grace_ms);
-    gateway.drain(grace).await;
-    server.shut_down(grace / 4).await;
+    let limit = StopLimit::start(args.gateway.grace_ms);
+    gateway.drain(limit.left()).await;
+    server.shut_down(limit.left() / 2).await;
     persist.stop().await;
     fanout.stop().await;
     Ok(())
@@ -54,21 +55,38 @@ pub async fn serve(args: &ServeArgs) -> Result<(), Problem> {
 
 /// `roost gateway`.
 pub async fn gateway(args: &GatewayRoleArgs) -> Result<(), Problem> {
+    let takeover = Takeover::wanted(args)?;
     let backends = Backends::open(&args.backend).await?;
     let registry = compose::registry(&args.registry.registry, &backends.clock)?;
     let door = MeshDoor::open(&args.mesh, &args.secret).await?;
     let stopping = Stopping::default();
     let server = operations(&backends, &stopping);
-    let gateway = start_gateway(&args.gateway, &backends, &registry, door.address.clone(), &server).await?;
+    let mut succession = match takeover {
+        Some(takeover) => Some(takeover.begin(args.gateway.listen).await?),
+        None => None,
+    };
+    let listener = succession.as_ref().map(Succession::listener).transpose()?;
+    let gateway = start_gateway(&args.gateway, listener, &backends, &registry, door.address.clone(), &server).await?;
     door.lead_to(gateway.sink());
     let scheme = scheme(&args.gateway);
+    if let Some(succession) = &mut succession {
+        succession.ready().await?;
+    }
     println!("roost gateway is ready: {scheme}://{} (deliveries at {})", gateway.address(), door.address);
-    stop_asked().await;
+    let handed_over = tokio::select! {
+        () = stop_asked() => false,
+        () = takeover::taken(succession.as_ref()) => true,
+    };
+    // Nobody holds the listener but the gateway, and whoever has taken over.
+    drop(succession);
     stopping.0.store(true, Ordering::Relaxed);
-    let grace = Duration::from_millis(args.gateway.grace_ms);
-    gateway.drain(grace).await;
+    let limit = StopLimit::start(args.gateway.grace_ms);
+    if handed_over {
+        gateway.stop_accepting(limit.left() / 10).await;
+    }
+    gateway.drain(limit.left()).await;
     door.close().await;
-    server.shut_down(grace / 4).await;
+    server.shut_down(limit.left() / 2).await;
     Ok(())
 }
 
@@ -115,7 +133,8 @@ pub async fn api(args: &ApiRoleArgs) -> Result<(), Problem> {
     println!("roost api is ready: http://{address} (deliveries at {})", door.address);
     stop_asked().await;
     stopping.0.store(true, Ordering::Relaxed);
-    server.shut_down(Duration::from_millis(args.grace_ms)).await;
+    let limit = StopLimit::start(args.grace_ms);
+    server.shut_down(limit.left() * 9 / 10).await;
     serving.abort();
     door.close().await;
     Ok(())
@@ -152,6 +171,7 @@ fn scheme(args: &GatewayArgs) -> &'static str {
 
 async fn start_gateway(
     args: &GatewayArgs,
+    listener: Option<std::net::TcpListener>,
     backends: &Backends,
     registry: &Arc<dyn Registry>,
     endpoint_address: String,
@@ -187,7 +207,11 @@ async fn start_gateway(
         authenticate: Arc::new(keys),
         http: Some(sender),
     };
-    Gateway::start(config, ports).await.map_err(|error| Problem::Other(error.to_string()))
+    let started = match listener {
+        Some(listener) => Gateway::start_on(listener, config, ports).await,
+        None => Gateway::start(config, ports).await,
+    };
+    started.map_err(|error| Problem::Other(error.to_string()))
 }
 
 fn admit(config: &mut roost_gateway::Config, args: &AdmissionArgs) {
@@ -351,22 +375,5 @@ impl DeliverySink for LateSink {
             Some(sink) => sink.deliver(batch),
             None => std::future::ready(Err(DeliveryError::Gone)).boxed(),
         }
-    }
-}
-
-/// Waits for SIGTERM or Ctrl-C.
-async fn stop_asked() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = match signal(SignalKind::terminate()) {
-        Ok(terminate) => terminate,
-        Err(error) => {
-            tracing::error!(%error, "SIGTERM cannot be heard; stopping only on Ctrl-C");
-            let _ = tokio::signal::ctrl_c().await;
-            return;
-        }
-    };
-    tokio::select! {
-        _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
-        _ = tokio::signal::ctrl_c() => tracing::info!("Ctrl-C: stopping"),
     }
 }

@@ -27,6 +27,7 @@ use crate::metrics::Metrics;
 use crate::resync;
 use crate::shared::{Lease, Shared};
 use crate::watch::{self, Beat};
+use crate::watchdog::{Watchdog, fail_points, pass};
 
 const BACKLOG: i32 = 4_096;
 /// A peer that takes none of our bytes for so long is gone.
@@ -54,12 +55,19 @@ impl Gateway {
     ///
     /// The Store must answer once; the Registry may be away.
     pub async fn start(config: Config, ports: Ports) -> Result<GatewayHandle, StartError> {
+        // Before the port is taken: whoever connects is not to wait for the Store.
+        ports.store.epoch().await?;
+        let listener = listen(config.listen)?;
+        Self::start_on(listener, config, ports).await
+    }
+
+    /// The same on a listener that is there already: one from [`listen`], or from a process that hands it over.
+    pub async fn start_on(listener: TcpListener, config: Config, ports: Ports) -> Result<GatewayHandle, StartError> {
         if !(1..=256).contains(&config.shards) {
             return Err(StartError::Config("a gateway has 1 to 256 shards"));
         }
         let origins = OriginPolicy::new(&config.origins)?;
         let epoch = ports.store.epoch().await?;
-        let listener = listen(config.listen).map_err(|source| StartError::Listen { address: config.listen, source })?;
         let address = listener.local_addr().map_err(StartError::Shard)?;
         let drivers = Drivers::new(&config, listener)?;
         let (membership, changes) = mpsc::channel(CHANNEL_LETTERS);
@@ -152,14 +160,32 @@ impl GatewayHandle {
         &self.shared.metrics
     }
 
+    /// Stops accepting, because another process has the listener now. Returns once the connections that were accepted
+    /// before are sessions, and after so long at the latest.
+    pub async fn stop_accepting(&self, limit: Duration) {
+        self.shared.tell_all_shards(|| Mail::StopAccepting);
+        let until = tokio::time::Instant::now() + limit;
+        // The letter itself takes a moment, in which more may come.
+        loop {
+            tokio::time::sleep(Duration::from_millis(50).min(limit)).await;
+            if self.connections() <= self.sessions() || tokio::time::Instant::now() >= until {
+                return;
+            }
+        }
+    }
+
     /// Sends every client away within the grace period, lets sends in flight finish, leaves the Registry, and stops.
     pub async fn drain(self, grace: Duration) {
         let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX).max(1);
         tracing::info!(sessions = self.sessions(), grace_ms, "the gateway drains");
+        let watchdog = Watchdog::start(&self.shared, grace);
         self.shared.admission.start_draining();
-        // The shards keep to the grace period by themselves, whatever happens here.
-        self.shared.tell_all_shards(|| Mail::Drain { grace_ms });
-        let until = tokio::time::Instant::now() + grace;
+        pass(fail_points::BEFORE_WAVES);
+        // From here on the shards keep to the grace period by themselves, whatever happens here.
+        self.shared.tell_all_shards(|| Mail::Drain { grace_ms, late: false });
+        drop(watchdog);
+        // What is left of the grace period is for the Registry and the Store.
+        let until = tokio::time::Instant::now() + grace * 9 / 10;
         while self.connections() > 0 && tokio::time::Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -215,7 +241,12 @@ fn settings(config: &Config, origins: OriginPolicy) -> Settings {
     settings
 }
 
-fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+/// Where clients connect, with everything set that a gateway needs.
+pub fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
+    bind(address).map_err(|source| StartError::Listen { address, source })
+}
+
+fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;

@@ -26,6 +26,7 @@ mod shard;
 mod shared;
 mod slab;
 mod watch;
+mod watchdog;
 mod wheel;
 
 pub use authenticate::{Authenticate, StoreKeys};
@@ -36,8 +37,9 @@ pub use config::{
 };
 pub use driver::Stream;
 pub use driver::tls::AsyncStream;
-pub use handle::{Gateway, GatewayHandle};
+pub use handle::{Gateway, GatewayHandle, listen};
 pub use metrics::{Counter, Metrics};
 // What the configuration is made of.
 pub use roost_session::framing::peer::{Network, Proxies};
 pub use roost_session::rate::Rate;
+pub use watchdog::fail_points;

@@ -36,8 +36,10 @@ pub(crate) enum Mail {
     NewLife(Incarnation),
     /// The Store has another history.
     Reload,
-    /// Send everyone away within so many milliseconds.
-    Drain { grace_ms: u64 },
+    /// Send everyone away within so many milliseconds; `late`: of which most have passed.
+    Drain { grace_ms: u64, late: bool },
+    /// Another process has the listener now.
+    StopAccepting,
     /// Drop everything and end.
     Stop,
 }

@@ -45,7 +45,34 @@ pub struct Cluster {
     /// The test's own servers, where it has them.
     pub servers: Option<PrivateServers>,
     settings: Vec<String>,
-    _data: TempDir,
+    data: TempDir,
+}
+
+/// How what holds the sessions is set up.
+#[derive(Clone, Copy, Debug)]
+pub struct Holders {
+    /// Gateways can be taken over by their successors.
+    pub takeover: bool,
+    /// How long a stop may take.
+    pub grace_ms: u64,
+    /// How long the registry remembers one that is silent.
+    pub lease_ms: u64,
+    /// Says how each connection ended.
+    pub verbose: bool,
+}
+
+impl Default for Holders {
+    fn default() -> Self {
+        Self { takeover: false, grace_ms: 5_000, lease_ms: 10_000, verbose: false }
+    }
+}
+
+impl Holders {
+    fn arguments(&self) -> Vec<String> {
+        let level = if self.verbose { "info,roost_gateway=debug" } else { "info" };
+        let (grace, lease) = (self.grace_ms.to_string(), self.lease_ms.to_string());
+        ["--grace-ms", &grace, "--lease-ms", &lease, "--log-level", level].map(str::to_owned).to_vec()
+    }
 }
 
 /// How many processes of each role a distributed cluster has.
@@ -69,15 +96,21 @@ impl Size {
 impl Cluster {
     /// Starts it and waits until every part is ready.
     pub async fn start(composition: Composition, size: Size) -> Self {
+        Self::start_with(composition, size, Holders::default()).await
+    }
+
+    /// The same with holders of sessions that are set up otherwise.
+    pub async fn start_with(composition: Composition, size: Size, holders: Holders) -> Self {
         // What is left of a failure can be looked at with ROOST_TEST_KEEP=1.
         let keep = std::env::var_os("ROOST_TEST_KEEP").is_some();
         let data = tempfile::Builder::new().disable_cleanup(keep).tempdir().expect("a data folder");
         match composition {
-            Composition::Embedded => Self::embedded(data).await,
+            Composition::Embedded => Self::embedded(data, holders).await,
             Composition::Distributed => {
                 let variable = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"));
                 let (kafka, redis) = (variable("ROOST_TEST_KAFKA"), variable("ROOST_TEST_REDIS"));
-                Self::distributed(data, size, &kafka, &redis, &variable("ROOST_TEST_POSTGRES"), None).await
+                let postgres = variable("ROOST_TEST_POSTGRES");
+                Self::distributed(data, (size, holders), (&kafka, &redis, &postgres), None).await
             }
             Composition::DistributedOnPrivateServers => {
                 let manifest = Manifest::read();
@@ -89,17 +122,19 @@ impl Cluster {
                 let (log, registry) = (kafka.address(), format!("redis://{}", redis.address()));
                 let store = format!("postgres://postgres@{}/postgres", postgres.address());
                 let servers = PrivateServers { kafka, redis, postgres };
-                Self::distributed(data, size, &log, &registry, &store, Some(servers)).await
+                Self::distributed(data, (size, holders), (&log, &registry, &store), Some(servers)).await
             }
         }
     }
 
-    async fn embedded(data: TempDir) -> Self {
+    async fn embedded(data: TempDir, holders: Holders) -> Self {
         let folder = data.path().display().to_string();
         let settings = vec!["--data".to_owned(), folder];
         let port = crate::process::free_port();
         let listen = format!("127.0.0.1:{port}");
-        let arguments = ["serve", "--listen", &listen, "--grace-ms", "5000", &settings[0], &settings[1]];
+        let more = holders.arguments();
+        let mut arguments = vec!["serve", "--listen", &listen, &settings[0], &settings[1]];
+        arguments.extend(more.iter().map(String::as_str));
         let gateway = Process::start("serve", &arguments).await;
         Self {
             gateways: vec![gateway],
@@ -108,16 +143,14 @@ impl Cluster {
             api: None,
             servers: None,
             settings,
-            _data: data,
+            data,
         }
     }
 
     async fn distributed(
         data: TempDir,
-        size: Size,
-        kafka: &str,
-        redis: &str,
-        postgres: &str,
+        (size, holders): (Size, Holders),
+        (kafka, redis, postgres): (&str, &str, &str),
         servers: Option<PrivateServers>,
     ) -> Self {
         // A name of its own on each server, so that tests side by side do not meet.
@@ -133,15 +166,8 @@ impl Cluster {
         .flat_map(|(flag, value)| [flag.to_owned(), value])
         .collect();
         let registry = format!("{redis}?prefix={name}");
-        let mut cluster = Self {
-            gateways: Vec::new(),
-            persist: Vec::new(),
-            fanout: Vec::new(),
-            api: None,
-            servers,
-            settings,
-            _data: data,
-        };
+        let mut cluster =
+            Self { gateways: Vec::new(), persist: Vec::new(), fanout: Vec::new(), api: None, servers, settings, data };
         cluster.run(&["migrate"]).await;
         for _ in 0..size.persist {
             cluster.persist.push(cluster.role("persist", &[]).await);
@@ -149,15 +175,26 @@ impl Cluster {
         for _ in 0..size.fanout {
             cluster.fanout.push(cluster.role("fanout", &["--registry", &registry]).await);
         }
-        for _ in 0..size.gateways {
+        for number in 0..size.gateways {
             let listen = format!("127.0.0.1:{}", crate::process::free_port());
-            let mesh = format!("127.0.0.1:{}", crate::process::free_port());
-            let arguments = ["--registry", &registry, "--listen", &listen, "--mesh-listen", &mesh, "--shards", "2"];
+            let mesh_port = if holders.takeover { 0 } else { crate::process::free_port() };
+            let (mesh, mut more) = (format!("127.0.0.1:{mesh_port}"), holders.arguments());
+            if holders.takeover {
+                more.extend(["--takeover".to_owned(), cluster.takeover_path(number).display().to_string()]);
+            }
+            let mut arguments =
+                vec!["--registry", &registry, "--listen", &listen, "--mesh-listen", &mesh, "--shards", "2"];
+            arguments.extend(more.iter().map(String::as_str));
             cluster.gateways.push(cluster.role("gateway", &arguments).await);
         }
         let listen = format!("127.0.0.1:{}", crate::process::free_port());
         cluster.api = Some(cluster.role("api", &["--registry", &registry, "--listen", &listen]).await);
         cluster
+    }
+
+    /// Where a gateway waits for its successor.
+    pub fn takeover_path(&self, gateway: usize) -> std::path::PathBuf {
+        self.data.path().join(format!("gateway-{gateway}.sock"))
     }
 
     async fn role(&self, role: &str, arguments: &[&str]) -> Process {

@@ -5,6 +5,7 @@ pub mod checker;
 pub mod cluster;
 pub mod people;
 pub mod process;
+pub mod proxy;
 pub mod raw;
 pub mod recorder;
 pub mod servers;

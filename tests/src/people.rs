@@ -219,9 +219,14 @@ async fn take_events(mut events: Events, number: u32, recorder: Arc<Recorder>) {
 impl Recording {
     /// Begins a run.
     pub fn start(cluster: &Cluster) -> Arc<Self> {
+        Self::start_at(cluster, (0..cluster.gateways.len()).map(|gateway| cluster.url(gateway)).collect())
+    }
+
+    /// The same with sessions that connect elsewhere, such as at proxies before the gateways.
+    pub fn start_at(cluster: &Cluster, gateways: Vec<String>) -> Arc<Self> {
         Arc::new(Self {
             rest: rest(cluster),
-            gateways: (0..cluster.gateways.len()).map(|gateway| cluster.url(gateway)).collect(),
+            gateways,
             recorder: Arc::default(),
             conversations: Mutex::default(),
             sessions: Mutex::default(),

@@ -119,10 +119,38 @@ impl Process {
 
     /// SIGTERM, and the exit code once it has ended.
     pub async fn stop(&mut self) -> Option<i32> {
+        self.ask_to_stop();
+        self.ended().await
+    }
+
+    /// SIGTERM, without waiting for the end.
+    pub fn ask_to_stop(&self) {
+        signal(self.id(), "TERM");
+    }
+
+    /// Waits for its end, and returns its exit code.
+    pub async fn ended(&mut self) -> Option<i32> {
         let mut child = self.child.take().expect("it runs");
-        signal(child.id().expect("it runs"), "TERM");
         let status = tokio::time::timeout(Duration::from_secs(60), child.wait()).await;
         status.expect("it ends within its grace").expect("wait").code()
+    }
+
+    /// Another process with the same arguments, beside this one.
+    pub async fn successor(&self) -> Self {
+        let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
+        Self::start(&self.name, &arguments).await
+    }
+
+    /// The memory that it holds, in KiB.
+    pub fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).expect("its status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+        line.split_whitespace().next().and_then(|number| number.parse().ok()).expect("a number")
+    }
+
+    /// How many descriptors it has open.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.id())).expect("its descriptors").count()
     }
 
     /// SIGSTOP.

@@ -298,3 +298,54 @@ impl Wire {
         None
     }
 }
+
+/// The status that a GET is answered with, or none where the server does not listen or answer.
+pub async fn status_of(url: &str, path: &str) -> Option<u16> {
+    let mut stream = TcpStream::connect(authority(url)).await.ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: roost\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.ok()?;
+    Some(status(&read_to_end(&mut stream, LIVENESS).await)).filter(|status| *status != 0)
+}
+
+/// How it went to connect, to become a session, and to leave.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Visit {
+    /// It was a session.
+    Served,
+    /// It was told to come back later.
+    TurnedAway,
+    /// The connection was refused, reset, or ended without a word.
+    Broken(String),
+}
+
+/// Connects, becomes a session, and leaves.
+pub async fn visit(url: &str, token: &str) -> Visit {
+    let authority = authority(url);
+    let mut request = format!("ws://{authority}/v1/connect").into_client_request().expect("an address");
+    request.headers_mut().insert("Sec-WebSocket-Protocol", HeaderValue::from_static("roost.v1.json"));
+    let stream = match TcpStream::connect(authority).await {
+        Ok(stream) => stream,
+        Err(error) => return Visit::Broken(format!("connecting: {error}")),
+    };
+    let mut socket = match tokio_tungstenite::client_async(request, stream).await {
+        Ok((socket, _)) => socket,
+        Err(tungstenite::Error::Http(response)) if response.status() == 503 => return Visit::TurnedAway,
+        Err(error) => return Visit::Broken(format!("opening: {error}")),
+    };
+    let connect = json!({"type": "connect", "token": token, "client": "visitor"});
+    if let Err(error) = socket.send(Message::text(connect.to_string())).await {
+        return Visit::Broken(format!("saying connect: {error}"));
+    }
+    loop {
+        match tokio::time::timeout(LIVENESS, socket.next()).await {
+            Ok(Some(Ok(Message::Text(text)))) if text.contains(r#""type":"connected""#) => {
+                // Who leaves need not be heard.
+                let _ = socket.close(None).await;
+                return Visit::Served;
+            }
+            Ok(Some(Ok(Message::Close(Some(_))))) => return Visit::TurnedAway,
+            Ok(Some(Ok(_))) => {}
+            other => return Visit::Broken(format!("waiting to be connected: {other:?}")),
+        }
+    }
+}

@@ -7,7 +7,6 @@ use roost_ports::registry::SessionEntry;
 use roost_protocol::SessionId;
 use roost_session::machine::{Loss, Settled, content_of};
 
-use super::drain::Drain;
 use super::{Shard, Tally};
 use crate::driver::Driver;
 use crate::ingress::Failed;
@@ -56,7 +55,8 @@ impl<D: Driver> Shard<D> {
             }
             Mail::NewLife(incarnation) => self.begin_life(incarnation),
             Mail::Reload => self.for_all(|session, context| session.reload("the store has another history", context)),
-            Mail::Drain { grace_ms } => self.drain = Some(Drain::new(self.now.steady_ms, grace_ms)),
+            Mail::Drain { grace_ms, late } => self.begin_drain(grace_ms, late),
+            Mail::StopAccepting => self.stop_accepting(),
             Mail::Stop => self.stopping = true,
         }
     }

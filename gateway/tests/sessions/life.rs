@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use roost_gateway::Gateway;
 use roost_ports::delivery::{Audience, DeliveryBatch, DeliveryItem};
 use roost_protocol::frames::{ClientBody, Form, ServerBody};
 use roost_protocol::records::DeliverRecord;
@@ -111,6 +112,33 @@ async fn while_it_drains_new_clients_are_sent_elsewhere() {
     assert!(response.headers().contains_key("retry-after"));
     client.end().await;
     draining.await.unwrap();
+}
+
+/// Two gateways on one socket, until the first lets go of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listener_goes_to_another_gateway_and_nobody_is_refused() {
+    let listener = roost_gateway::listen(([127, 0, 0, 1], 0).into()).unwrap();
+    let address = listener.local_addr().unwrap();
+    let (first, second) = (World::new(), World::new());
+    let old = listener.try_clone().unwrap();
+    let old = Gateway::start_on(old, World::config(), first.ports(None)).await.unwrap();
+    let mut stays = Client::connect(address, Form::Binary).await;
+    let new = Gateway::start_on(listener, World::config(), second.ports(None)).await.unwrap();
+    old.stop_accepting(Duration::from_secs(1)).await;
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        clients.push(Client::connect(address, Form::Json).await);
+    }
+    assert_eq!((old.sessions(), new.sessions()), (1, 20));
+    let draining = tokio::spawn(old.drain(Duration::from_secs(2)));
+    let frame = stays.hear().await;
+    assert!(matches!(frame.body, ServerBody::Goaway { .. }), "{frame:?}");
+    assert_eq!(stays.end().await, End::Closed(CloseCode::Drained.code()));
+    draining.await.unwrap();
+    clients.push(Client::connect(address, Form::Json).await);
+    assert_eq!(new.sessions(), 21);
+    new.stop().await;
+    assert!(tokio::net::TcpStream::connect(address).await.is_err(), "nobody listens any more");
 }
 
 #[tokio::test(flavor = "multi_thread")]
