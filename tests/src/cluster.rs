@@ -1,5 +1,6 @@
 //! Roost in one of its two compositions, behind one interface, so that the same test bodies run on both.
 
+use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -105,7 +106,7 @@ impl Cluster {
         let keep = std::env::var_os("ROOST_TEST_KEEP").is_some();
         let data = tempfile::Builder::new().disable_cleanup(keep).tempdir().expect("a data folder");
         match composition {
-            Composition::Embedded => Self::embedded(data, holders).await,
+            Composition::Embedded => Self::embedded(data, holders, Vec::new()).await,
             Composition::Distributed => {
                 let variable = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"));
                 let (kafka, redis) = (variable("ROOST_TEST_KAFKA"), variable("ROOST_TEST_REDIS"));
@@ -127,7 +128,12 @@ impl Cluster {
         }
     }
 
-    async fn embedded(data: TempDir, holders: Holders) -> Self {
+    /// Everything in one process, which a launcher starts.
+    pub async fn embedded_by(launcher: Vec<OsString>) -> Self {
+        Self::embedded(tempfile::tempdir().expect("a data folder"), Holders::default(), launcher).await
+    }
+
+    async fn embedded(data: TempDir, holders: Holders, launcher: Vec<OsString>) -> Self {
         let folder = data.path().display().to_string();
         let settings = vec!["--data".to_owned(), folder];
         let port = crate::process::free_port();
@@ -135,7 +141,7 @@ impl Cluster {
         let more = holders.arguments();
         let mut arguments = vec!["serve", "--listen", &listen, &settings[0], &settings[1]];
         arguments.extend(more.iter().map(String::as_str));
-        let gateway = Process::start("serve", &arguments).await;
+        let gateway = Process::start_by(launcher, "serve", &arguments).await;
         Self {
             gateways: vec![gateway],
             persist: Vec::new(),

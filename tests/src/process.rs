@@ -1,5 +1,6 @@
 //! Roost's own processes: started, made to crash, frozen, restarted.
 
+use std::ffi::OsString;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -45,6 +46,8 @@ pub fn program() -> PathBuf {
 /// One process of the program.
 pub struct Process {
     name: String,
+    /// What starts the program, where it is not started as it is.
+    launcher: Vec<OsString>,
     arguments: Vec<String>,
     child: Option<Child>,
     /// The address it said it is ready at; empty for workers.
@@ -55,10 +58,15 @@ pub struct Process {
 impl Process {
     /// Starts it and waits until it says that it is ready.
     pub async fn start(name: &str, arguments: &[&str]) -> Self {
+        Self::start_by(Vec::new(), name, arguments).await
+    }
+
+    /// The same by a launcher: its words come before the program's.
+    pub async fn start_by(launcher: Vec<OsString>, name: &str, arguments: &[&str]) -> Self {
         let logs = std::env::var_os("ROOST_TEST_LOGS").map_or_else(std::env::temp_dir, PathBuf::from);
         let log = logs.join(format!("{name}-{}.log", uuid::Uuid::now_v7().simple()));
         let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
-        let mut process = Self { name: name.to_owned(), arguments, child: None, address: String::new(), log };
+        let mut process = Self { name: name.to_owned(), launcher, arguments, child: None, address: String::new(), log };
         process.restart(None).await;
         process
     }
@@ -99,8 +107,15 @@ impl Process {
     fn spawn(&self, fail_point: Option<&str>) -> Child {
         assert!(self.child.is_none(), "{} runs already", self.name);
         let log = std::fs::File::options().create(true).append(true).open(&self.log).expect("a log file");
-        let mut command = Command::new(program());
-        command.args(&self.arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).kill_on_drop(true);
+        let mut words = self.launcher.iter().cloned().chain([program().into()]);
+        let mut command = Command::new(words.next().expect("the program at least"));
+        command
+            .args(words)
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .kill_on_drop(true);
         if let Some(fail_point) = fail_point {
             command.env("FAILPOINTS", fail_point);
         }

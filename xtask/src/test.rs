@@ -127,6 +127,9 @@ fn environment(
     let mut variables = servers.map(Servers::environment).unwrap_or_default();
     variables.push(("ROOST_TEST_LOGS", logs.display().to_string()));
     variables.push(("ROOST_TEST_SKIPS", skips.display().to_string()));
+    if let (true, Ok(own)) = (cfg!(target_os = "linux"), std::env::current_exe()) {
+        variables.push(("ROOST_TEST_REFUSE_IO_URING", own.display().to_string()));
+    }
     if let Some(program) = &built.roost {
         variables.push(("ROOST_TEST_BIN", program.display().to_string()));
     }
