@@ -22,7 +22,7 @@ async fn raw(gateway: &roost_gateway::GatewayHandle, bytes: &[u8]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn slow_and_silent_handshakes_are_closed() {
+async fn s12_s19_slow_and_silent_handshakes_are_closed() {
     let world = World::new();
     let mut config = World::config();
     config.timings.handshake_ms = 400;
@@ -48,7 +48,7 @@ async fn slow_and_silent_handshakes_are_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn refusals_are_heard_before_the_end() {
+async fn s13_s14_s18_refusals_are_heard_before_the_end() {
     let world = World::new();
     let gateway = world.start(World::config()).await;
     for (request, status) in [
@@ -72,7 +72,7 @@ async fn refusals_are_heard_before_the_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connect_comes_first_and_with_a_good_token() {
+async fn s19_connect_comes_first_and_with_a_good_token() {
     let world = World::new();
     let gateway = world.start(World::config()).await;
     let open = || Client::open(gateway.address(), Form::Json);
@@ -128,7 +128,7 @@ async fn what_is_sent_with_connect_is_read_after_connected() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn broken_frames_and_floods_get_their_codes() {
+async fn s01_s10_s37_broken_frames_and_floods_get_their_codes() {
     let world = World::new();
     let gateway = world.start(World::config()).await;
     let mut good = Client::connect(gateway.address(), Form::Json).await;

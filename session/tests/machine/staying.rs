@@ -36,7 +36,7 @@ fn a_peer_that_only_talks_hears_something_too() {
 }
 
 #[test]
-fn control_frames_are_answered_but_not_a_flood_of_them() {
+fn s10_control_frames_are_answered_but_not_a_flood_of_them() {
     for (opcode, answered) in [(PING, true), (PONG, false)] {
         let mut driven = Driven::live(Form::Binary);
         for _ in 0..20 {

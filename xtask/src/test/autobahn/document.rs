@@ -127,4 +127,33 @@ mod tests {
         let stricter = outcomes(&[(&[1, 1, 1], "NON-STRICT"), (&[7, 1, 6], "INFORMATIONAL")]);
         assert!(settle(root.path(), &stricter, false).is_err());
     }
+
+    /// The sources of all packages, joined.
+    fn sources(folder: &Path) -> String {
+        let mut text = String::new();
+        for entry in std::fs::read_dir(folder).unwrap().flatten() {
+            let path = entry.path();
+            if path.is_dir() && !["target", "data"].iter().any(|name| path.ends_with(name)) {
+                text.push_str(&sources(&path));
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                text.push_str(&std::fs::read_to_string(&path).unwrap());
+            }
+        }
+        text
+    }
+
+    #[test]
+    fn every_test_that_the_document_names_exists() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let text = std::fs::read_to_string(root.join(FILE)).unwrap();
+        let is_test =
+            |word: &&str| word.starts_with(['s', 'f']) && word.contains('_') && !word.contains(['/', '.', ' ']);
+        let named: Vec<&str> = text.split('`').skip(1).step_by(2).filter(is_test).collect();
+        assert!(named.len() > 10, "{named:?}");
+        let folders = ["session", "gateway", "api", "tests"].map(|folder| sources(&root.join(folder)));
+        for name in named {
+            let is_there = folders.iter().any(|text| text.contains(&format!("fn {name}(")));
+            assert!(is_there, "{FILE} names a test that is not there: {name}");
+        }
+    }
 }
