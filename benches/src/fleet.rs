@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
@@ -43,6 +44,9 @@ impl Crowd {
         if let Some(plan) = target.plan_file() {
             command.arg("--plan").arg(plan);
         }
+        if let Some(certificate) = target.certificate() {
+            command.arg("--trust").arg(certificate);
+        }
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
         let orders = child.stdin.take().ok_or("no input")?;
         let answers = BufReader::new(child.stdout.take().ok_or("no output")?).lines();
@@ -81,11 +85,13 @@ impl Fleet {
         while self.crowds.len() * CROWD_SESSIONS_MAX < total {
             self.crowds.push(Crowd::start(target, self.crowds.len() * CROWD_SESSIONS_MAX, 128).await?);
         }
+        let opened = AtomicUsize::new(0);
         let crowds = std::mem::take(&mut self.crowds).into_iter().enumerate();
+        let (opened, told) = (&opened, &told);
         let opening = crowds.map(async |(number, mut crowd)| {
             let wanted = total.saturating_sub(number * CROWD_SESSIONS_MAX).min(CROWD_SESSIONS_MAX);
             crowd.open(wanted, per_second / OPENING_AT_ONCE).await?;
-            told(number * CROWD_SESSIONS_MAX + wanted);
+            told(opened.fetch_add(wanted, Ordering::Relaxed) + wanted);
             Ok::<_, crate::Failure>(crowd)
         });
         self.crowds = futures::stream::iter(opening).buffered(OPENING_AT_ONCE).try_collect().await?;

@@ -21,6 +21,9 @@ pub struct Options {
     /// The larger number; 100,000, or 18,000.
     #[arg(long)]
     to: Option<usize>,
+    /// The larger number with TLS, whose clients take more memory than the sessions; half of the other.
+    #[arg(long)]
+    tls_to: Option<usize>,
     /// Sessions that connect in a second.
     #[arg(long, default_value_t = 3_000)]
     per_second: usize,
@@ -43,7 +46,8 @@ const PING_ROUND: Duration = Duration::from_secs(26);
 
 /// The product, then the references, one after the other.
 pub async fn run(options: &Options) -> Result<Value> {
-    let product = product(options).await?;
+    let plain = product(options, false).await?;
+    let tls = product(options, true).await?;
     let tokio = reference(options, Kind::Tokio).await?;
     let raw = reference(options, Kind::Raw).await?;
     // The client's end and the tokio reference's are alike: a socket, a descriptor and epoll's entry for it.
@@ -61,15 +65,15 @@ pub async fn run(options: &Options) -> Result<Value> {
     Ok(json!({
         "bench": "idle",
         "machine": machine::describe(),
-        "driver": product.driver,
-        "sessions": [product.from, product.to],
-        "user_bytes_per_session": product.user.round(),
-        "tls_user_bytes_per_session": Value::Null,
-        "tls_user_bytes_per_session_why": "not measured: this load speaks no TLS",
-        "kernel_bytes_per_session": kernel(&product),
+        "driver": plain.driver,
+        "sessions": [plain.from, plain.to],
+        "user_bytes_per_session": plain.user.round(),
+        "tls_user_bytes_per_session": tls.user.round(),
+        "kernel_bytes_per_session": kernel(&plain),
         "kernel_bytes_per_session_how": "slope of Slab for both ends, without the client's end: half of the tokio reference's two",
-        "kernel_bytes_per_session_both_ends": product.kernel_both_ends.round(),
-        "cpu_us_per_session_second": product.cpu,
+        "kernel_bytes_per_session_both_ends": plain.kernel_both_ends.round(),
+        "cpu_us_per_session_second": plain.cpu,
+        "tls": described(&tls),
         "reference": { "tokio": described(&tokio), "raw": described(&raw) },
     }))
 }
@@ -83,18 +87,21 @@ struct Slope {
     cpu: f64,
 }
 
-async fn product(options: &Options) -> Result<Slope> {
+async fn product(options: &Options, tls: bool) -> Result<Slope> {
     let portable = options.server.io.as_deref() == Some("portable");
-    let (from, to) = bounds(options, if portable { DESCRIPTOR_EACH } else { RING_TABLES });
+    let (_, most) = bounds(options, if portable { DESCRIPTOR_EACH } else { RING_TABLES });
     let mut server = options.server.clone();
     if !portable && server.shards.is_none() {
-        server.shards = Some(to.div_ceil(SESSIONS_PER_SHARD).max(2));
+        server.shards = Some(most.div_ceil(SESSIONS_PER_SHARD).max(2));
     }
-    let target =
-        Target::product(Setup { users: to, arguments: without_waiting(server.arguments()), ..Setup::default() })
-            .await?;
-    let (from, to) = if target.driver()? == "portable" { bounds(options, DESCRIPTOR_EACH) } else { (from, to) };
-    slope("product", target, from, to, options).await
+    let arguments = without_waiting(server.arguments());
+    let target = Target::product(Setup { users: most, arguments, tls, ..Setup::default() }).await?;
+    let usual = if target.driver()? == "portable" { DESCRIPTOR_EACH } else { RING_TABLES };
+    let (from, mut to) = bounds(options, usual);
+    if tls {
+        to = options.tls_to.unwrap_or(to / 2).max(from + 1);
+    }
+    slope(if tls { "product with TLS" } else { "product" }, target, from, to, options).await
 }
 
 async fn reference(options: &Options, kind: Kind) -> Result<Slope> {

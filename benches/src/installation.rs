@@ -1,6 +1,6 @@
 //! Roost's own processes, in one composition, seeded with users and their conversations.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,6 +38,8 @@ pub struct Setup {
     pub groups: Vec<Vec<usize>>,
     /// More of the command line of `roost serve` or `roost gateway`.
     pub arguments: Vec<String>,
+    /// Whether the gateway speaks TLS, with a certificate made for the run.
+    pub tls: bool,
 }
 
 /// Two users and their conversation.
@@ -58,6 +60,8 @@ pub struct Installation {
     pub groups: Vec<ConversationId>,
     /// The users and their key, for processes of the load.
     pub plan_file: PathBuf,
+    /// Whom to trust, where TLS is spoken.
+    pub certificate: Option<PathBuf>,
     arguments: Vec<String>,
     composition: Composition,
     settings: Vec<String>,
@@ -97,12 +101,17 @@ impl Installation {
         plan.save(&plan_file)?;
         seed::store(&*store, &plan, setup.users.max(setup.pairs * 2)).await?;
         let (pairs, groups) = conversations(&*store, &plan, &setup).await?;
+        let (certificate, mut arguments) = (setup.tls.then(|| data.path().join("certificate.pem")), setup.arguments);
+        if let Some(certificate) = &certificate {
+            arguments.extend(new_certificate(certificate, &data.path().join("key.pem"))?);
+        }
         Ok(Self {
             address: String::new(),
             pairs,
             groups,
             plan_file,
-            arguments: setup.arguments,
+            certificate,
+            arguments,
             composition,
             settings,
             processes: Vec::new(),
@@ -145,7 +154,9 @@ impl Installation {
         let address = tokio::time::timeout(Duration::from_secs(60), async {
             while let Some(line) = lines.next_line().await? {
                 if let Some((_, rest)) = line.split_once(" is ready") {
-                    let url = rest.split_whitespace().find_map(|word| word.strip_prefix("http://"));
+                    let url = rest
+                        .split_whitespace()
+                        .find_map(|word| word.strip_prefix("http://").or_else(|| word.strip_prefix("https://")));
                     return Ok::<_, crate::Failure>(url.unwrap_or_default().to_owned());
                 }
             }
@@ -175,6 +186,15 @@ pub fn program() -> Result<PathBuf> {
 
 fn variable(name: &str) -> Result<String> {
     std::env::var(name).map_err(|_| format!("{name} is not set: run this by `cargo xtask bench`").into())
+}
+
+/// Makes a certificate and its key, and says how the gateway is told of them.
+fn new_certificate(certificate: &Path, key: &Path) -> Result<[String; 4]> {
+    let made = rcgen::generate_simple_self_signed([crate::crowd::SERVER_NAME.to_owned()])?;
+    std::fs::write(certificate, made.cert.pem())?;
+    std::fs::write(key, made.signing_key.serialize_pem())?;
+    let path = |path: &Path| path.display().to_string();
+    Ok(["--tls-certificate".into(), path(certificate), "--tls-key".into(), path(key)])
 }
 
 /// The servers of this run.

@@ -93,6 +93,14 @@ impl Target {
         }
     }
 
+    /// Whom clients are to trust; absent where plaintext is spoken.
+    pub fn certificate(&self) -> Option<&Path> {
+        match self {
+            Self::Product(installation) => installation.certificate.as_deref(),
+            Self::Reference(_) => None,
+        }
+    }
+
     /// A group that the product was set up with; a reference takes any.
     pub fn group(&self, number: usize) -> String {
         match self {

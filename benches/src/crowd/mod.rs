@@ -6,6 +6,7 @@
 
 mod orders;
 mod session;
+mod tls;
 mod wire;
 
 use std::io::{BufRead, Write};
@@ -22,6 +23,7 @@ use mio::{Events, Poll, Token, Waker};
 use crate::Result;
 use crate::seed::Plan;
 
+pub use tls::SERVER_NAME;
 pub use wire::CONTENT_TYPE;
 
 use session::{Session, State};
@@ -44,6 +46,9 @@ pub struct Options {
     /// And from so many after it, in turn.
     #[arg(long, default_value_t = 1)]
     sources: u32,
+    /// Speaks TLS, and trusts this certificate (PEM) only.
+    #[arg(long)]
+    trust: Option<PathBuf>,
     /// Bytes of a message's body.
     #[arg(long, default_value_t = 128)]
     body_bytes: usize,
@@ -62,6 +67,7 @@ struct Crowd {
     first_user: usize,
     source: Ipv4Addr,
     sources: u32,
+    tls: Option<Arc<rustls::ClientConfig>>,
     body_bytes: usize,
     poll: Poll,
     events: Events,
@@ -90,6 +96,8 @@ struct Counts {
     refused: u64,
     /// Live sessions that ended.
     lost: u64,
+    /// Of those and of others, how many the server said goodbye to.
+    closed_by_server: u64,
     /// `retry` and `rejected`: messages of ours that were not taken.
     not_taken: u64,
 }
@@ -105,6 +113,7 @@ pub fn run(options: Options) -> Result<()> {
         first_user: options.first_user,
         source: options.source,
         sources: options.sources.max(1),
+        tls: options.trust.as_deref().map(tls::trusting).transpose()?,
         body_bytes: options.body_bytes,
         poll,
         events: Events::with_capacity(EVENTS_MAX),

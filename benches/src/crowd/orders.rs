@@ -190,6 +190,7 @@ impl Crowd {
             "expected": expected,
             "refused": self.counts.refused,
             "lost": self.counts.lost,
+            "closed_by_server": self.counts.closed_by_server,
             "not_taken": self.counts.not_taken,
             "p50_ms": ms(0.5),
             "p99_ms": ms(0.99),

@@ -8,9 +8,10 @@ use bytes::Bytes;
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 use roost_protocol::frames::{Form, ServerBody, ServerFrame};
+use rustls::ClientConnection;
 use socket2::{Domain, Socket, Type};
 
-use super::{Crowd, wire};
+use super::{Crowd, tls, wire};
 
 /// The product's own clients wait a random time below this before they connect again, doubled each time …
 const BACKOFF_FIRST: Duration = Duration::from_millis(500);
@@ -20,6 +21,7 @@ const BACKOFF_MOST: Duration = Duration::from_secs(30);
 /// Small, since a crowd of a million is on the same machine as its server.
 pub struct Session {
     stream: Option<TcpStream>,
+    tls: Option<Box<ClientConnection>>,
     pub state: State,
     /// Attempts since it was last live.
     pub attempts: u8,
@@ -44,7 +46,16 @@ pub enum State {
 
 impl Session {
     pub fn new() -> Self {
-        Self { stream: None, state: State::Absent, attempts: 0, asked: false, answers: 0, due: 0, partial: Vec::new() }
+        Self {
+            stream: None,
+            tls: None,
+            state: State::Absent,
+            attempts: 0,
+            asked: false,
+            answers: 0,
+            due: 0,
+            partial: Vec::new(),
+        }
     }
 
     /// A connection under way.
@@ -72,7 +83,7 @@ impl Session {
 
     /// Forgets the connection, and says what it was.
     pub fn end(&mut self) -> State {
-        (self.stream, self.partial) = (None, Vec::new());
+        (self.stream, self.tls, self.partial) = (None, None, Vec::new());
         std::mem::replace(&mut self.state, State::Absent)
     }
 
@@ -94,7 +105,20 @@ impl Session {
     /// False: the connection is gone or full, which no load of ours should make it.
     pub fn write(&mut self, bytes: &[u8]) -> bool {
         let Some(stream) = &mut self.stream else { return false };
-        stream.write(bytes).is_ok_and(|written| written == bytes.len())
+        match &mut self.tls {
+            // What is said before its handshake is over waits in it.
+            Some(tls) => tls.writer().write_all(bytes).is_ok() && tls::flush(tls, stream).is_ok(),
+            None => stream.write(bytes).is_ok_and(|written| written == bytes.len()),
+        }
+    }
+
+    /// What has come, deciphered; `WouldBlock` where there is no more.
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let Some(stream) = &mut self.stream else { return Err(ErrorKind::WouldBlock.into()) };
+        match &mut self.tls {
+            Some(tls) => tls::read(tls, stream, buffer),
+            None => stream.read(buffer),
+        }
     }
 }
 
@@ -112,6 +136,7 @@ impl Crowd {
         if session.state == State::Connecting && writable {
             let failed = session.stream.as_ref().is_none_or(|stream| stream.peer_addr().is_err());
             session.state = State::Upgrading;
+            session.tls = self.tls.as_ref().map(tls::begin);
             if failed || !session.write(&wire::upgrade_request(&self.address)) {
                 return self.ended(index, Duration::ZERO);
             }
@@ -121,11 +146,10 @@ impl Crowd {
         }
     }
 
-    /// Reads until there is nothing more. A read that does not fill the buffer has taken all.
+    /// Reads until there is nothing more. In plaintext a read that does not fill the buffer has taken all.
     fn read(&mut self, index: usize) -> Result<(), Ended> {
         loop {
-            let Some(stream) = &mut self.sessions[index].stream else { return Ok(()) };
-            match stream.read(&mut self.buffer) {
+            match self.sessions[index].read(&mut self.buffer) {
                 Ok(0) => return Err(Ended),
                 Ok(length) => {
                     // Taken out for a moment, so that the crowd can be used meanwhile.
@@ -133,7 +157,7 @@ impl Crowd {
                     let result = self.take_in(index, &buffer[..length]);
                     self.buffer = buffer;
                     result?;
-                    if length < self.buffer.len() {
+                    if length < self.buffer.len() && self.sessions[index].tls.is_none() {
                         return Ok(());
                     }
                 }
@@ -201,7 +225,15 @@ impl Crowd {
         match opcode {
             1 | 2 if self.plan.is_none() => self.answered(index),
             1 | 2 => return self.product_frame(index, payload),
-            8 => return Err(Ended),
+            8 => {
+                if self.counts.closed_by_server == 0 {
+                    let (code, reason) = payload.split_at(payload.len().min(2));
+                    let code = code.iter().fold(0, |code, byte| code << 8 | u32::from(*byte));
+                    eprintln!("the server closes: {code} {}", String::from_utf8_lossy(reason));
+                }
+                self.counts.closed_by_server += 1;
+                return Err(Ended);
+            }
             9 if !self.sessions[index].write(&wire::control_pong(payload)) => return Err(Ended),
             _ => {}
         }
@@ -249,6 +281,6 @@ mod tests {
 
     #[test]
     fn a_session_is_small() {
-        assert!(size_of::<Session>() <= 48, "{} bytes", size_of::<Session>());
+        assert!(size_of::<Session>() <= 56, "{} bytes", size_of::<Session>());
     }
 }

@@ -1,7 +1,6 @@
 //! The ceiling: io_uring on one thread with direct descriptors, a ring of provided buffers, multishot receives and sends
 //! by pointer to one shared payload, all submitted in batches. No protocol: it never looks at what it receives, beyond
-//! finding the end of the HTTP head (so that any WebSocket client can connect) and counting the frames that ask for a
-//! broadcast.
+//! finding the end of the HTTP head (so that any WebSocket client can connect) and counting what asks for a broadcast.
 //!
 //! This is the one module of the benches with `unsafe`: the ring takes pointers, and nothing that would make it safe may
 //! stand between the kernel and the figure.
@@ -80,6 +79,8 @@ struct Connection {
     state: State,
     /// How much of the end of the HTTP head has been seen.
     head_matched: u8,
+    /// Broadcast: bytes of a trigger that has not come as a whole.
+    trigger_bytes: u32,
     /// Broadcast: sends to do, the one under way included. Each is the whole frame.
     sends: u32,
     /// Bytes of the first of them that are written.
@@ -110,6 +111,7 @@ struct Server {
     connections: Vec<Connection>,
     mode: Mode,
     frame: Bytes,
+    trigger_bytes: u32,
     listener: TcpListener,
 }
 
@@ -123,7 +125,7 @@ impl Server {
             .map_err(|error| format!("io_uring is not to be had here: {error}"))?;
         ring.submitter().register_files_sparse(CONNECTIONS_MAX)?;
         let buffers = Buffers::register(&ring)?;
-        Ok(Self { ring, buffers, connections: Vec::new(), mode, frame, listener })
+        Ok(Self { ring, buffers, connections: Vec::new(), mode, frame, trigger_bytes: 0, listener })
     }
 
     fn run(&mut self) -> Result<()> {
@@ -189,9 +191,15 @@ impl Server {
         match (self.connections[slot as usize].state, self.mode) {
             (State::Open, Mode::Echo) => self.echo(slot, Part { buffer, from: 0, to: length })?,
             (State::Open, Mode::Broadcast) => {
-                let frames = frames_in(self.buffers.bytes(buffer, length));
+                // All triggers are alike: the first one says how long they are.
+                if self.trigger_bytes == 0 {
+                    self.trigger_bytes = frame_bytes(self.buffers.bytes(buffer, length));
+                }
                 self.buffers.give_back(buffer);
-                self.broadcast(frames)?;
+                let connection = &mut self.connections[slot as usize];
+                let bytes = connection.trigger_bytes + length;
+                connection.trigger_bytes = bytes % self.trigger_bytes;
+                self.broadcast(bytes / self.trigger_bytes)?;
             }
             (State::Handshake, _) => {
                 self.handshake(slot, buffer, length)?;
@@ -302,19 +310,13 @@ impl Server {
     }
 }
 
-/// How many whole WebSocket frames these bytes are: a trigger is far smaller than a segment and never comes in pieces.
-fn frames_in(mut bytes: &[u8]) -> u32 {
-    let mut frames = 0;
-    while let [_, second, rest @ ..] = bytes {
-        let (payload, rest) = match (second & 0x7f, rest) {
-            (126, [high, low, rest @ ..]) => (usize::from(u16::from_be_bytes([*high, *low])), rest),
-            (length, rest) => (usize::from(length), rest),
-        };
-        let mask = if second & 0x80 == 0 { 0 } else { 4 };
-        frames += 1;
-        bytes = rest.get(mask + payload..).unwrap_or_default();
+/// The length of the masked frame that begins here, header included.
+fn frame_bytes(bytes: &[u8]) -> u32 {
+    match bytes {
+        [_, length, high, low, ..] if length & 0x7f == 126 => 8 + u32::from(u16::from_be_bytes([*high, *low])),
+        [_, length, ..] => 6 + u32::from(length & 0x7f),
+        _ => 1,
     }
-    frames
 }
 
 /// The ring of provided buffers and the memory behind it.
@@ -364,10 +366,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frames_are_counted_whatever_their_header() {
-        let small = [0x82, 0x82, 1, 2, 3, 4, 9, 9];
-        let large = [[0x82, 0xfe, 0, 200].as_slice(), &[0; 204]].concat();
-        assert_eq!(frames_in(&[&small[..], &large, &small].concat()), 3);
-        assert_eq!(frames_in(&[]), 0);
+    fn the_length_of_a_trigger_is_in_its_header() {
+        assert_eq!(frame_bytes(&[0x82, 0x82, 1, 2, 3, 4, 9, 9]), 8);
+        assert_eq!(frame_bytes(&[0x82, 0xfe, 0, 200, 1, 2, 3, 4]), 208);
     }
 }
