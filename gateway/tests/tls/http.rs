@@ -3,11 +3,12 @@
 use roost_protocol::frames::Form;
 use rustls::version::{TLS12, TLS13};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use crate::client::Client;
 use crate::eventually;
-use crate::pair::{Pair, dial};
+use crate::pair::{Pair, dial, secure};
 use crate::world::World;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -65,5 +66,26 @@ async fn without_anybody_for_http_it_is_answered_and_closed() {
     let stream = dial(pair.trusting(&[&TLS13]), gateway.address()).await;
     drop(Client::connect_over(stream, gateway.address(), Form::Json).await);
     eventually("nobody is left", || gateway.connections() == 0).await;
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxys_header_comes_before_tls() {
+    let (world, pair) = (World::new(), Pair::new());
+    let (http, mut connections) = mpsc::channel(4);
+    let mut config = pair.config();
+    config.proxies = ["127.0.0.1/32".parse().unwrap()].into_iter().collect();
+    config.proxy_protocol = true;
+    let gateway = world.start_with_http(config, Some(http)).await;
+    let mut socket = TcpStream::connect(gateway.address()).await.unwrap();
+    let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".to_vec();
+    header.extend([203, 0, 113, 9, 192, 0, 2, 1]);
+    header.extend([4711_u16, 443].map(u16::to_be_bytes).concat());
+    socket.write_all(&header).await.unwrap();
+    let mut stream = secure(pair.trusting(&[&TLS13]), socket).await.expect("the handshake completes");
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let connection = connections.recv().await.unwrap();
+    assert_eq!(connection.peer, "203.0.113.9:4711".parse().unwrap());
+    assert_eq!(&connection.head[..], b"GET / HTTP/1.1\r\nHost: x\r\n\r\n");
     gateway.stop().await;
 }
