@@ -18,6 +18,13 @@ use crate::world::{LogMode, World, token, wall_ms};
 const HERE: &str = "127.0.0.1";
 const ELSEWHERE: &str = "127.0.0.2";
 
+/// With a lease that does not pass on a machine that is busy with these very tests.
+fn config() -> Config {
+    let mut config = World::config();
+    config.lease_ttl_ms = 60_000;
+    config
+}
+
 /// A connection from this address of the loopback network.
 async fn from(local: &str, address: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
@@ -78,7 +85,7 @@ fn keep_asking(mut client: Client, until: Arc<AtomicBool>) -> tokio::task::JoinH
 #[tokio::test(flavor = "multi_thread")]
 async fn s42_the_newest_session_of_a_user_is_refused() {
     let world = World::new();
-    let mut config = World::config();
+    let mut config = config();
     config.sessions_per_user_max = 3;
     let gateway = world.start(config).await;
     let user = UserId::new();
@@ -112,7 +119,7 @@ async fn s42_the_newest_session_of_a_user_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn s42_one_address_has_so_many_connections_and_the_others_do_not_notice() {
     let world = World::new();
-    let mut config = World::config();
+    let mut config = config();
     config.connections_per_address_max = 10;
     let gateway = world.start(config).await;
     let mut here = Vec::new();
@@ -154,7 +161,7 @@ async fn s42_one_address_has_so_many_connections_and_the_others_do_not_notice() 
 async fn a_connection_handed_over_to_http_still_counts_for_its_address() {
     let world = World::new();
     let (http, mut connections) = tokio::sync::mpsc::channel(8);
-    let mut config = World::config();
+    let mut config = config();
     config.connections_per_address_max = 1;
     let gateway = world.start_with_http(config, Some(http)).await;
     let mut first = from(HERE, gateway.address()).await;
@@ -211,7 +218,7 @@ async fn storm(config: Config, clients: usize) -> (GatewayHandle, usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn f05_a_storm_of_reconnects_stays_in_its_bucket_and_all_are_back() {
-    let mut config = World::config();
+    let mut config = config();
     config.handshakes_per_second = 100;
     config.connections_per_address_max = 0;
     let (gateway, back) = storm(config, 400).await;
@@ -223,7 +230,7 @@ async fn f05_a_storm_of_reconnects_stays_in_its_bucket_and_all_are_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn f06_clients_that_do_not_back_off_are_refused_and_come_in_once_there_is_room() {
     let world = World::new();
-    let mut config = World::config();
+    let mut config = config();
     config.sessions_max = 5;
     config.handshakes_per_second = 500;
     config.connections_per_address_max = 0;
@@ -273,7 +280,7 @@ async fn f06_clients_that_do_not_back_off_are_refused_and_come_in_once_there_is_
 #[tokio::test(flavor = "multi_thread")]
 async fn syncs_after_a_storm_take_their_turn() {
     let world = World::new();
-    let mut config = World::config();
+    let mut config = config();
     config.resumes_per_second = 10;
     let gateway = world.start(config).await;
     let began = Instant::now();
@@ -312,7 +319,7 @@ async fn syncs_after_a_storm_take_their_turn() {
 #[tokio::test(flavor = "multi_thread")]
 async fn s40_a_session_over_its_rates_is_told_when_to_come_again() {
     let world = World::new();
-    let mut config = World::config();
+    let mut config = config();
     config.sends = Rate { per_second: 5, burst: 10 };
     config.requests = Rate { per_second: 1, burst: 2 };
     let gateway = world.start(config).await;
@@ -346,7 +353,7 @@ async fn s40_a_session_over_its_rates_is_told_when_to_come_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proxys_clients_are_counted_by_their_own_addresses() {
     let world = World::new();
-    let mut config = World::config();
+    let mut config = config();
     config.connections_per_address_max = 2;
     config.proxies = [HERE.parse().unwrap()].into_iter().collect();
     let gateway = world.start(config).await;
@@ -393,7 +400,7 @@ fn proxy_header(client: [u8; 4], port: u16) -> Vec<u8> {
 async fn a_proxy_header_says_whose_the_connection_is() {
     let world = World::new();
     let (http, mut connections) = tokio::sync::mpsc::channel(8);
-    let mut config = World::config();
+    let mut config = config();
     config.connections_per_address_max = 2;
     config.proxies = ["127.0.0.1/32".parse().unwrap()].into_iter().collect();
     config.proxy_protocol = true;
@@ -447,7 +454,7 @@ async fn a_proxy_header_says_whose_the_connection_is() {
 #[tokio::test(flavor = "multi_thread")]
 async fn s12_a_thousand_slow_handshakes_are_closed_and_leave_the_others_alone() {
     let world = World::new();
-    let mut config = World::config();
+    let mut config = config();
     config.timings.handshake_ms = 3_000;
     config.connections_per_address_max = 0;
     config.handshakes_per_second = 0;
@@ -479,7 +486,7 @@ async fn s12_a_thousand_slow_handshakes_are_closed_and_leave_the_others_alone() 
 #[tokio::test(flavor = "multi_thread")]
 async fn silent_connections_of_one_address_leave_room_for_the_others() {
     let world = World::new();
-    let mut config = World::config();
+    let mut config = config();
     config.openings_max = 40;
     config.timings.handshake_ms = 20_000;
     let gateway = world.start(config).await;
@@ -499,10 +506,8 @@ async fn silent_connections_of_one_address_leave_room_for_the_others() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shard_that_hangs_is_noticed() {
     let world = World::new();
-    let mut config = World::config();
+    let mut config = config();
     config.stall_ms = 250;
-    // Its lease must not pass meanwhile: that would be another story.
-    config.lease_ttl_ms = 60_000;
     let gateway = world.start(config).await;
     let mut client = Client::connect(gateway.address(), Form::Json).await;
     eventually("it is ready", || gateway.ready()).await;

@@ -117,6 +117,7 @@ async fn f10_a_slow_reader_has_at_most_its_queue_and_resumes_complete() {
     const MESSAGES: u64 = 300;
     let world = World::new();
     let mut config = World::config();
+    config.lease_ttl_ms = 60_000;
     config.timings.close_ms = 500;
     let gateway = world.start(config).await;
     let slow = Client::connect(gateway.address(), Form::Binary).await;
@@ -155,6 +156,7 @@ async fn f11_many_slow_members_of_a_group_cost_their_queues_and_the_others_get_e
     const SLOW: usize = 20;
     let world = World::new();
     let mut config = World::config();
+    config.lease_ttl_ms = 60_000;
     config.timings.close_ms = 500;
     let gateway = world.start(config).await;
     let mut slow = Vec::new();
@@ -190,6 +192,7 @@ async fn all_queues_together_stay_within_their_cap_and_what_comes_with_it() {
     const FRAME: usize = 61_000;
     let world = World::new();
     let mut config = World::config();
+    config.lease_ttl_ms = 60_000;
     config.queue_bytes_sum_max = CAP;
     config.timings.close_ms = 500;
     let gateway = world.start(config).await;
