@@ -110,6 +110,30 @@ async fn s60_old_versions_weak_suites_and_other_protocols_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_hello_may_come_in_many_records() {
+    let (world, pair) = (World::new(), Pair::new());
+    let gateway = world.start(pair.config()).await;
+    let whole = hello([3, 3], &[GOOD], &[GROUPS, POINTS, SIGNATURES]);
+    for (bytes, at_once) in [(1, true), (7, true), (50, true), (1, false), (7, false), (50, false)] {
+        let records = whole[5..].chunks(bytes).map(|part| [&[22, 3, 1, 0, part.len() as u8], part].concat());
+        let mut stream = TcpStream::connect(gateway.address()).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        if at_once {
+            stream.write_all(&records.collect::<Vec<_>>().concat()).await.unwrap();
+        } else {
+            for record in records {
+                stream.write_all(&record).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        }
+        let mut answer = [0; 6];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!((answer[0], answer[5]), (22, 2), "{bytes} {at_once}: {answer:?}");
+    }
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn s12_a_hello_that_stalls_is_closed_in_the_handshakes_time() {
     let (world, pair) = (World::new(), Pair::new());
     let mut config = pair.config();
