@@ -20,7 +20,8 @@ use crate::{Result, report};
 
 /// Sessions in one process, unless it is told otherwise.
 const SESSIONS_IN_PROCESS: u32 = 15_000;
-/// Addresses of a process on loopback: the kernel finds a port at once while half of an address's 28,000 are free.
+/// Addresses of a process on loopback: an address has 28,000 ports towards one target, and finds a free one quickly
+/// while most of them are.
 const SOURCES_OF_PROCESS: u32 = 2;
 /// Before anything is due, so that every child has its order by then.
 const HEAD_START: Nanos = SECOND / 5;

@@ -17,6 +17,7 @@ use fastwebsockets::{WebSocketError, handshake};
 use http_body_util::Empty;
 use hyper::Request;
 use hyper_util::rt::TokioIo;
+use nix::sys::socket::{setsockopt, sockopt};
 use parking_lot::Mutex;
 use roost_protocol::Form;
 use roost_protocol::frames::{ClientBody, ClientFrame, ServerBody, ServerFrame};
@@ -112,6 +113,9 @@ async fn dial(shard: &Shard, index: u32, address: SocketAddr) -> std::io::Result
     let sources = &shard.task.sources;
     if !sources.is_empty() {
         let source = sources[(shard.task.first + index) as usize % sources.len()];
+        // The port is chosen when the target is known, as for every other connection: chosen here it would have to be one
+        // that nobody on this machine uses towards anyone, and looking for one takes the kernel milliseconds.
+        setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
         socket.bind(&SocketAddr::from((source, 0)).into())?;
     }
     TcpSocket::from_std_stream(socket.into()).connect(address).await
