@@ -64,7 +64,7 @@ pub struct Holders {
 
 impl Default for Holders {
     fn default() -> Self {
-        Self { takeover: false, grace_ms: 5_000, lease_ms: 10_000, verbose: false }
+        Self { takeover: false, grace_ms: 8_000, lease_ms: 10_000, verbose: false }
     }
 }
 

@@ -20,8 +20,7 @@ use roost_tests::servers::available;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// What the sessions' holders are set up with here.
-const HOLDERS: Holders = Holders { takeover: false, grace_ms: 8_000, lease_ms: 10_000, verbose: true };
+/// So that being frozen for longer takes no minute.
 const LEASE_MS: u64 = 3_000;
 
 /// People in the middle of their talk.
@@ -351,7 +350,8 @@ async fn f10_a_slow_reader(cluster: &Cluster, people: &[Account]) {
 
 #[tokio::test]
 async fn embedded() {
-    let mut cluster = Cluster::start_with(Composition::Embedded, Size::ONE, HOLDERS).await;
+    let holders = Holders { verbose: true, ..Holders::default() };
+    let mut cluster = Cluster::start_with(Composition::Embedded, Size::ONE, holders).await;
     let people = &register(&cluster, 8).await;
     f2_a_drain_under_load(&mut cluster, people).await;
     f3_a_step_of_the_drain_hangs(&mut cluster, people).await;
@@ -364,7 +364,7 @@ async fn distributed() {
     if !available("restarts::distributed") {
         return;
     }
-    let holders = Holders { takeover: true, lease_ms: LEASE_MS, ..HOLDERS };
+    let holders = Holders { takeover: true, lease_ms: LEASE_MS, verbose: true, ..Holders::default() };
     let size = Size { gateways: 2, persist: 1, fanout: 1 };
     let mut cluster = Cluster::start_with(Composition::Distributed, size, holders).await;
     let people = &register(&cluster, 10).await;
