@@ -99,6 +99,8 @@ pub struct Membership {
 
 /// How many events that are ready already are taken before the machine decides: what has arrived goes into one batch.
 const EVENTS_AT_ONCE_MAX: usize = 64;
+/// What is armed where nothing is due.
+const FAR: Duration = Duration::from_secs(3600);
 const LOG_BACKOFF: Duration = Duration::from_millis(500);
 
 /// Runs a machine until `stop` resolves (or its sender is dropped) and it has settled; then leaves the group.
@@ -114,6 +116,9 @@ pub async fn run<M: Machine>(
     let mut work: FuturesUnordered<BoxFuture<'static, Option<M::Done>>> = FuturesUnordered::new();
     let mut consumer_rests_until: Option<Instant> = None;
     let mut stop_by: Option<Instant> = None;
+    let sleep = tokio::time::sleep(FAR);
+    pin_mut!(sleep);
+    let mut armed: Option<Instant> = None;
     loop {
         while let Some(step) = machine.poll_step(now_ms()) {
             match step {
@@ -126,8 +131,12 @@ pub async fn run<M: Machine>(
         }
         let due = machine.deadline().map(|at| began + Duration::from_millis(at));
         let wake = [due, stop_by, consumer_rests_until].into_iter().flatten().min();
-        let sleep = tokio::time::sleep_until(wake.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600)));
-        pin_mut!(sleep);
+        // Armed too early it wakes once for nothing; to arm it at every turn would cost more.
+        if armed.is_none() || wake.is_some_and(|wake| armed.is_some_and(|armed| wake < armed)) {
+            let at = wake.unwrap_or_else(|| Instant::now() + FAR);
+            sleep.as_mut().reset(at);
+            armed = Some(at);
+        }
         tokio::select! {
             event = consumer.next(), if consumer_rests_until.is_none() => {
                 let failed = take_events(&mut machine, consumer.as_mut(), event, now_ms()).is_err();
@@ -143,6 +152,7 @@ pub async fn run<M: Machine>(
                 }
             }
             () = &mut sleep => {
+                armed = None;
                 if consumer_rests_until.is_some_and(|until| Instant::now() >= until) {
                     consumer_rests_until = None;
                 }
@@ -307,6 +317,11 @@ impl Intake {
     /// Whether it holds none.
     pub fn is_empty(&self) -> bool {
         self.records.is_empty()
+    }
+
+    /// Whether the consumer brings more: else [`regulate`](Self::regulate) will have to start it again.
+    pub fn is_flowing(&self) -> bool {
+        self.flowing
     }
 
     /// Where reading goes on after the last record taken; none before anything is known.

@@ -1,6 +1,6 @@
 //! The fan-out worker's decisions: what is looked up, what goes to which gateway, what is settled, and when.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -77,6 +77,8 @@ pub struct Machine {
     config: Config,
     evidence: Arc<FanoutEvidence>,
     partitions: BTreeMap<u32, Partition>,
+    /// The partitions with something to do: only these are looked at.
+    active: BTreeSet<u32>,
     cache: Cache,
     settling: Settling,
     links: HashMap<Incarnation, Link>,
@@ -136,6 +138,7 @@ impl Machine {
             config,
             evidence,
             partitions: BTreeMap::new(),
+            active: BTreeSet::new(),
             links: HashMap::new(),
             named_at: HashMap::new(),
             gone: HashSet::new(),
@@ -165,6 +168,7 @@ impl Machine {
     }
 
     fn current(&mut self, partition: u32, generation: u64) -> Option<&mut Partition> {
+        self.active.insert(partition);
         self.partitions.get_mut(&partition).filter(|found| found.generation == generation)
     }
 
@@ -187,6 +191,7 @@ impl Machine {
             jump: None,
         };
         self.partitions.insert(partition, fresh);
+        self.active.insert(partition);
         let start = ConsumerCommand::Start { partition, assignment, at: StartAt::Committed };
         self.steps.push_back(Step::Consumer(start));
     }
@@ -194,6 +199,7 @@ impl Machine {
     /// What is no longer in the log cannot be delivered: go on with what is, and have every session sync.
     fn on_out_of_range(&mut self, partition: u32, assignment: Assignment, bounds: Bounds) {
         self.settling.forget(partition);
+        self.active.insert(partition);
         let generation = self.number();
         let Some(found) = self.partitions.get_mut(&partition) else { return };
         if assignment < found.intake.assignment() {
@@ -429,27 +435,39 @@ impl Machine {
     }
 
     fn advance(&mut self, now_ms: u64) {
-        let partitions: Vec<u32> = self.partitions.keys().copied().collect();
-        for &partition in &partitions {
+        let active: Vec<u32> = self.active.iter().copied().collect();
+        for &partition in &active {
             self.begin_jump(partition, now_ms);
             self.begin_dispatch(partition, now_ms);
         }
         self.begin_looks(now_ms);
         self.begin_batches(now_ms);
-        for &partition in &partitions {
+        let mut moved = self.settling.take_moved();
+        moved.extend(active);
+        for partition in moved {
             self.commit(partition);
         }
+        let partitions = &self.partitions;
+        self.active.retain(|partition| partitions.get(partition).is_some_and(|found| !found.is_at_rest()));
     }
 
     /// When, after now, something can begin without any event.
     fn next_wake(&self, now_ms: u64) -> Option<u64> {
-        let partitions = self.partitions.values().flat_map(|found| {
+        let active = self.active.iter().filter_map(|partition| self.partitions.get(partition));
+        let partitions = active.flat_map(|found| {
             let jump = found.jump.as_ref().and_then(|jump| jump.asked_at).map(|at| at + JUMP_AGAIN_MS);
             [Some(found.retry_at), jump]
         });
         let links = self.links.values().map(Link::deadline);
         let times = partitions.chain(links).chain([self.settling.deadline()]).flatten();
         times.filter(|&at| at > now_ms).min()
+    }
+}
+
+impl Partition {
+    /// Whether nothing can begin before something happens to it.
+    fn is_at_rest(&self) -> bool {
+        self.intake.is_empty() && self.intake.is_flowing() && self.plan.is_none() && self.jump.is_none()
     }
 }
 
@@ -472,6 +490,7 @@ impl consume::Machine for Machine {
                 }
             }
             ConsumerEvent::Records { partition, assignment, records } => {
+                self.active.insert(partition);
                 if let Some(found) = self.partitions.get_mut(&partition).filter(|found| !found.refused) {
                     found.intake.push(assignment, records);
                 }

@@ -44,6 +44,8 @@ pub struct Settling {
     unsettled: HashMap<ConversationId, Unsettled>,
     due: BTreeSet<(u64, ConversationId)>,
     partitions: HashMap<u32, Track>,
+    /// Partitions whose position may have moved.
+    moved: BTreeSet<u32>,
 }
 
 #[derive(Debug)]
@@ -82,7 +84,13 @@ const SERVED_MAX: usize = 16;
 impl Settling {
     /// Nothing to settle.
     pub fn new(times: SettlingTimes) -> Self {
-        Self { times, unsettled: HashMap::new(), due: BTreeSet::new(), partitions: HashMap::new() }
+        Self {
+            times,
+            unsettled: HashMap::new(),
+            due: BTreeSet::new(),
+            partitions: HashMap::new(),
+            moved: BTreeSet::new(),
+        }
     }
 
     /// How many conversations are not settled.
@@ -138,6 +146,7 @@ impl Settling {
     pub fn passed(&mut self, partition: u32, next: Position) {
         let track = self.partitions.entry(partition).or_default();
         track.read_to = track.read_to.max(next);
+        self.moved.insert(partition);
     }
 
     /// A gateway has acknowledged for an audience.
@@ -209,10 +218,16 @@ impl Settling {
     pub fn give_up(&mut self, conversation: ConversationId) {
         if let Some(entry) = self.unsettled.remove(&conversation) {
             self.due.remove(&(entry.due_at, conversation));
+            self.moved.insert(entry.partition);
             if let Some(track) = self.partitions.get_mut(&entry.partition) {
                 track.firsts.remove(&(entry.first, conversation));
             }
         }
+    }
+
+    /// The partitions whose [`position`](Self::position) may have moved since the last call.
+    pub fn take_moved(&mut self) -> BTreeSet<u32> {
+        std::mem::take(&mut self.moved)
     }
 
     /// Everything of a partition before this is dealt with.
@@ -236,6 +251,7 @@ impl Settling {
     fn settle(&mut self, conversation: ConversationId, now_ms: u64) {
         let Some(entry) = self.unsettled.get_mut(&conversation) else { return };
         let Some(after) = entry.after_look else { return self.give_up(conversation) };
+        self.moved.insert(entry.partition);
         if let Some(track) = self.partitions.get_mut(&entry.partition) {
             track.firsts.remove(&(entry.first, conversation));
             track.firsts.insert((after, conversation));

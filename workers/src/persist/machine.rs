@@ -1,6 +1,6 @@
 //! The persist worker's decisions: which partition is claimed, replayed, applied, published, and when.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use roost_ports::delivery::DeliveryBatch;
@@ -144,6 +144,10 @@ pub struct Machine {
     partition_count: u32,
     evidence: Arc<PersistEvidence>,
     partitions: BTreeMap<u32, Partition>,
+    /// The partitions that are not at rest: only these are looked at.
+    active: BTreeSet<u32>,
+    /// When partitions at rest are to be looked at again.
+    resting_until: BTreeSet<(u64, u32)>,
     lanes: Vec<Lane>,
     calls: HashMap<u64, Vec<CallPart>>,
     steps: VecDeque<Step<Effect>>,
@@ -169,6 +173,8 @@ struct Partition {
     fences: u32,
     fenced_at: u64,
     failures: u32,
+    /// It is at rest until then, and stands under this time among those that are.
+    resting_until: Option<u64>,
 }
 
 enum Phase {
@@ -218,6 +224,8 @@ impl Machine {
             partition_count,
             evidence,
             partitions: BTreeMap::new(),
+            active: BTreeSet::new(),
+            resting_until: BTreeSet::new(),
             lanes,
             calls: HashMap::new(),
             steps: VecDeque::new(),
@@ -258,18 +266,64 @@ impl Machine {
             fences: 0,
             fenced_at: 0,
             failures: 0,
+            resting_until: None,
         };
+        self.remove(partition);
         self.partitions.insert(partition, fresh);
+        self.active.insert(partition);
+    }
+
+    fn remove(&mut self, partition: u32) {
+        self.stir(partition);
+        self.active.remove(&partition);
+        self.partitions.remove(&partition);
+    }
+
+    /// Something has happened to a partition: it is looked at in the next round.
+    fn stir(&mut self, partition: u32) {
+        let Some(found) = self.partitions.get_mut(&partition) else { return };
+        if let Some(at) = found.resting_until.take() {
+            self.resting_until.remove(&(at, partition));
+        }
+        self.active.insert(partition);
+    }
+
+    /// Those that have rested long enough.
+    fn stir_due(&mut self, now_ms: u64) {
+        while let Some(&(at, partition)) = self.resting_until.first()
+            && at <= now_ms
+        {
+            self.stir(partition);
+        }
+    }
+
+    /// After a round: what has nothing to do before a certain time, or before something happens to it, rests.
+    fn settle_down(&mut self, now_ms: u64) {
+        let Self { active, partitions, resting_until, .. } = self;
+        active.retain(|&partition| {
+            let Some(found) = partitions.get_mut(&partition) else { return false };
+            let wake_at = found.wake_at();
+            let rests = found.is_at_rest() && wake_at.is_none_or(|at| at > now_ms);
+            if rests && let Some(at) = wake_at {
+                if let Some(before) = found.resting_until.replace(at) {
+                    resting_until.remove(&(before, partition));
+                }
+                resting_until.insert((at, partition));
+            }
+            !rests
+        });
     }
 
     /// The partition, if what comes back now still belongs to it.
     fn current(&mut self, partition: u32, generation: u64) -> Option<&mut Partition> {
+        self.stir(partition);
         self.partitions.get_mut(&partition).filter(|found| found.generation == generation)
     }
 
     /// Gives a partition up: nothing of it is applied or published until it is assigned again.
     fn refuse(&mut self, partition: u32, text: String) {
         let generation = self.number();
+        self.stir(partition);
         if let Some(found) = self.partitions.get_mut(&partition) {
             found.reset(generation, Phase::Refused);
             self.steps.push_back(Step::Consumer(ConsumerCommand::Stop { partition }));
@@ -280,6 +334,7 @@ impl Machine {
     /// Claims a partition again after it was fenced, or after an error at or after the commit; all memory of it goes.
     fn claim_again(&mut self, partition: u32, reason: &str, first_ms: u64, now_ms: u64) {
         let generation = self.number();
+        self.stir(partition);
         let Some(found) = self.partitions.get_mut(&partition) else { return };
         if now_ms.saturating_sub(found.fenced_at) > FENCES_TOGETHER_MS {
             found.fences = 0;
@@ -297,6 +352,7 @@ impl Machine {
     }
 
     fn on_records(&mut self, partition: u32, assignment: Assignment, records: Vec<LogRecord>) {
+        self.stir(partition);
         if let Some(found) = self.partitions.get_mut(&partition).filter(|found| found.is_running()) {
             found.intake.push(assignment, records);
         }
@@ -304,20 +360,37 @@ impl Machine {
 
     /// When, after now, something can begin without any event.
     fn next_wake(&self, now_ms: u64) -> Option<u64> {
-        let partitions = self.partitions.values().filter_map(|found| match &found.phase {
-            Phase::Waiting(at) => Some(*at),
-            Phase::Running(progress) => {
-                let suspicion = found.suspicion.as_ref().map(Suspicion::retry_at);
-                [progress.deadline(), found.note_at, suspicion].into_iter().flatten().min()
-            }
-            _ => None,
-        });
+        let active = self.active.iter().filter_map(|partition| self.partitions.get(partition)?.wake_at());
+        let resting = self.resting_until.first().map(|&(at, _)| at);
         let lanes = self.lanes.iter().filter_map(Lane::deadline);
-        partitions.chain(lanes).filter(|&at| at > now_ms).min()
+        active.chain(resting).chain(lanes).filter(|&at| at > now_ms).min()
     }
 }
 
 impl Partition {
+    /// When something can begin without any event.
+    fn wake_at(&self) -> Option<u64> {
+        match &self.phase {
+            Phase::Waiting(at) => Some(*at),
+            Phase::Running(progress) => {
+                let suspicion = self.suspicion.as_ref().map(Suspicion::retry_at);
+                [progress.deadline(), self.note_at, suspicion].into_iter().flatten().min()
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether nothing can begin before that, or before something happens to it; and no other one has to know of it.
+    fn is_at_rest(&self) -> bool {
+        match &self.phase {
+            Phase::Running(progress) => {
+                let empty = self.intake.is_empty() && self.intake.is_flowing();
+                empty && progress.is_published() && self.suspicion.is_none()
+            }
+            _ => true,
+        }
+    }
+
     fn is_running(&self) -> bool {
         matches!(self.phase, Phase::Running(_))
     }
@@ -348,7 +421,7 @@ impl consume::Machine for Machine {
             }
             ConsumerEvent::Revoked(partitions) => {
                 for partition in partitions {
-                    self.partitions.remove(&partition);
+                    self.remove(partition);
                 }
             }
             ConsumerEvent::Records { partition, assignment, records } => {
@@ -384,6 +457,7 @@ impl consume::Machine for Machine {
     fn stop(&mut self, _now_ms: u64) {
         self.stirred = true;
         self.stopping = true;
+        self.active = self.partitions.keys().copied().collect();
     }
 
     fn is_settled(&self) -> bool {
@@ -401,7 +475,9 @@ impl consume::Machine for Machine {
         let due = self.stirred || self.wake_at.is_some_and(|at| at <= now_ms);
         if self.steps.is_empty() && due {
             self.stirred = false;
+            self.stir_due(now_ms);
             self.advance(now_ms);
+            self.settle_down(now_ms);
             self.wake_at = self.next_wake(now_ms);
         }
         self.steps.pop_front()

@@ -62,7 +62,7 @@ impl Lane {
 impl Machine {
     /// Begins whatever can begin now.
     pub(super) fn advance(&mut self, now_ms: u64) {
-        let partitions: Vec<u32> = self.partitions.keys().copied().collect();
+        let partitions: Vec<u32> = self.active.iter().copied().collect();
         for &partition in &partitions {
             self.advance_partition(partition, now_ms);
         }
@@ -139,8 +139,9 @@ impl Machine {
     fn begin_transaction(&mut self, lane: usize, now_ms: u64) {
         let Some(mut room) = self.room(lane) else { return };
         let turn = self.lanes[lane].turn;
-        let own = self.partitions.keys().copied().filter(|&partition| self.lane_of(partition) == lane).collect();
-        let order = batching::rotated(own, turn);
+        let own: Vec<u32> = self.active.iter().copied().filter(|&one| self.lane_of(one) == lane).collect();
+        let first = own.partition_point(|&one| (one as usize) < turn % self.partition_count as usize);
+        let order = batching::rotated(own, first);
         let parts = if self.lanes[lane].suspects_turn {
             self.suspected_part(&order, now_ms, &mut room).or_else(|| self.healthy_parts(&order, &mut room))
         } else {
@@ -168,10 +169,9 @@ impl Machine {
     fn room(&self, lane: usize) -> Option<Room> {
         let mut transactions = BTreeSet::new();
         let mut records = 0;
-        for (&partition, found) in &self.partitions {
-            if let Phase::Running(progress) = &found.phase
-                && self.lane_of(partition) == lane
-            {
+        // What is not wholly published never rests.
+        for &partition in self.active.iter().filter(|&&partition| self.lane_of(partition) == lane) {
+            if let Some(Phase::Running(progress)) = self.partitions.get(&partition).map(|found| &found.phase) {
                 transactions.extend(progress.transactions_unpublished());
                 records += progress.records_unpublished();
             }
@@ -242,7 +242,8 @@ impl Machine {
     fn publish(&mut self, now_ms: u64) {
         let mut parts = Vec::new();
         let mut records = Vec::new();
-        for (&partition, found) in &mut self.partitions {
+        for &partition in &self.active {
+            let Some(found) = self.partitions.get_mut(&partition) else { continue };
             let generation = found.generation;
             let Phase::Running(progress) = &mut found.phase else { continue };
             for shipment in progress.ship(now_ms) {

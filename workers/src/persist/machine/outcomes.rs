@@ -219,7 +219,9 @@ impl Machine {
 
     /// A transaction has succeeded: a witness for the suspected partitions that were not in it.
     fn witness(&mut self, flight: Option<&Flight>) {
-        for (&partition, found) in &mut self.partitions {
+        // A suspected partition never rests.
+        for &partition in &self.active {
+            let Some(found) = self.partitions.get_mut(&partition) else { continue };
             let inside = flight.is_some_and(|flight| flight.parts.iter().any(|&(part, _)| part == partition));
             if let Some(suspicion) = found.suspicion.as_mut().filter(|_| !inside) {
                 suspicion.on_witness();
