@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
+use roost_ports::follow;
 use roost_ports::log::{AppendError, NewRecord, Position, Topic};
 use roost_protocol::frames::Send;
 use roost_protocol::records::{Action, Endpoint, IngressRecord, Origin};
@@ -83,8 +84,8 @@ impl Ingress {
             return failed(owners, results);
         }
         let shared = Arc::clone(shared);
-        let runtime = shared.runtime.clone();
-        runtime.spawn(async move {
+        // Nearly every append succeeds, and then there is nothing to do: no task is woken for that.
+        follow(async move {
             let failed = failed(owners, appended.await);
             if !failed.is_empty() {
                 shared.mailboxes[shard].put(Mail::AppendFailed(failed));

@@ -12,12 +12,14 @@
 pub mod clock;
 pub mod conformance;
 pub mod delivery;
+pub mod follow;
 pub mod log;
 pub mod registry;
 pub mod store;
 
 pub use clock::{Clock, SystemClock};
 pub use delivery::{Delivery, DeliverySink};
+pub use follow::follow;
 pub use log::{Consumer, Log};
 pub use registry::Registry;
 pub use store::Store;

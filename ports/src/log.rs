@@ -130,7 +130,7 @@ pub enum ConsumerEvent {
     },
 }
 
-/// Resolves to one result per record, in the order given.
+/// Resolves to one result per record, in the order given. It needs no runtime: it may be polled on any thread.
 pub type AppendFuture = BoxFuture<'static, Vec<Result<Position, AppendError>>>;
 
 /// A durable, partitioned log.

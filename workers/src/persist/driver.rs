@@ -1,13 +1,14 @@
 //! The persist worker's hands: performs what the machine asks, with a fail point between every two steps.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{self, BoxFuture};
-use roost_ports::Log;
 use roost_ports::log::{AppendError, LogError, NewRecord, Position, Topic};
 use roost_ports::store::{ApplyBatch, ApplyError, StoreError};
+use roost_ports::{Log, follow};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::fail_points::{self, pass};
@@ -19,6 +20,8 @@ use crate::evidence::PersistEvidence;
 
 /// Claims, replays and notes that run at once, so that they do not take the Store's connections from the lanes.
 const SIDE_CALLS_MAX: usize = 4;
+/// A batch of so many records is encoded in a task of its own. A smaller one is not worth the wake-ups of one.
+const BATCH_WORTH_A_TASK: usize = 64;
 const PARTITIONS_RETRY: Duration = Duration::from_secs(1);
 
 /// Runs a worker until it is stopped.
@@ -112,15 +115,24 @@ impl Driver {
 
     fn apply(&self, lane: usize, transaction: u64, batch: Arc<ApplyBatch>) -> BoxFuture<'static, Option<Done>> {
         let store = Arc::clone(&self.ports.store);
-        // A task of its own: lanes encode their rows beside one another.
-        let applied = tokio::spawn(async move {
+        let records: usize = batch.parts.iter().map(|part| part.records.len()).sum();
+        let apply = async move {
             pass(fail_points::BEFORE_APPLY);
             let result = store.apply(&batch).await;
             if result.is_ok() {
                 pass(fail_points::AFTER_APPLY);
             }
             result
-        });
+        };
+        if records < BATCH_WORTH_A_TASK {
+            let apply = AssertUnwindSafe(apply).catch_unwind();
+            let panicked = |_| Err(ApplyError::Uncertain("the store has panicked".into()));
+            return apply
+                .map(move |result| Some(Done::Applied { lane, transaction, result: result.unwrap_or_else(panicked) }))
+                .boxed();
+        }
+        // Lanes encode their rows beside one another.
+        let applied = tokio::spawn(apply);
         async move {
             let result = applied.await.unwrap_or_else(|error| Err(ApplyError::Uncertain(error.to_string())));
             Some(Done::Applied { lane, transaction, result })
@@ -148,12 +160,12 @@ impl Driver {
             .collect();
         pass(fail_points::AFTER_VERDICTS);
         let evidence = Arc::clone(&self.evidence);
-        async move {
+        // Only counted: the worker is not woken for it.
+        follow(async move {
             let lost: u64 = future::join_all(sent).await.into_iter().sum();
             evidence.verdicts_lost.add(lost);
-            None
-        }
-        .boxed()
+        });
+        future::ready(None).boxed()
     }
 
     /// The *call* of the append puts the records in line, so it is made here and not in the future.
