@@ -146,7 +146,8 @@ impl SqliteLog {
             closed: AtomicBool::new(false),
         });
         let checkpointer = Checkpointer::start(path)?;
-        let writer = Writer::start(connection, Arc::clone(&shared), checkpointer.handle())?;
+        let wal = database::open_to_sync(path)?;
+        let writer = Writer::start(connection, wal, Arc::clone(&shared), checkpointer.handle())?;
         Ok(Arc::new(Self { shared, writer: Some(writer), checkpointer: Some(checkpointer), _lock: lock }))
     }
 

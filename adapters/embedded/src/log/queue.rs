@@ -120,20 +120,22 @@ impl Queue {
         }
     }
 
-    /// Waits for work, for the writer.
-    pub fn take(&self) -> Work {
+    /// Waits for work, for the writer; at `until` at the latest, with none then.
+    pub fn take(&self, until: Option<Instant>) -> Work {
         let mut state = self.state.lock();
         loop {
             let waited = state.lazy_since.map(|since| since.elapsed());
             let has_appends = !state.appends.is_empty();
             let alone = waited.is_some_and(|waited| waited >= ALONE_AFTER);
-            if has_appends || alone || !state.sweeps.is_empty() || state.closing {
+            let over = until.is_some_and(|until| Instant::now() >= until);
+            if has_appends || alone || over || !state.sweeps.is_empty() || state.closing {
                 let maintain = waited.is_some_and(|waited| waited >= RIDE_AFTER) || state.closing;
                 return state.take(maintain);
             }
-            match state.lazy_since {
+            let alone_at = state.lazy_since.map(|since| since + ALONE_AFTER);
+            match [alone_at, until].into_iter().flatten().min() {
                 None => self.wake.wait(&mut state),
-                Some(since) => drop(self.wake.wait_until(&mut state, since + ALONE_AFTER)),
+                Some(at) => drop(self.wake.wait_until(&mut state, at)),
             }
         }
     }

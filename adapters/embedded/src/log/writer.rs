@@ -1,14 +1,16 @@
 //! The writer's thread: everything queued in one transaction, acknowledged after its commit.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use roost_ports::log::{AppendError, LogError, Position, Topic};
 use roost_protocol::limits::RECORD_BYTES_MAX;
 use rusqlite::{Connection, params};
+use tokio::sync::oneshot;
 
 use super::checkpoint::CheckpointHandle;
 use super::maintenance::{self, Round};
@@ -20,16 +22,23 @@ use super::{Shared, chunk, database};
 const SCRATCH_BYTES_KEPT: usize = 512 * 1024;
 /// About the pages that a transaction writes besides the records themselves, per partition touched.
 const PAGES_PER_SLOT: usize = 2;
+/// A transaction that is not synced for itself is synced with the next one, or after this time.
+const SYNC_AFTER: Duration = Duration::from_millis(5);
 /// The eviction order is cleaned once it is this long.
 const ORDER_LONG: usize = 4_096;
 
 type Results = Vec<Result<Position, AppendError>>;
+type Waiting = (oneshot::Sender<Results>, Results);
 
 /// The state of the writer's thread.
 pub struct Writer {
     connection: Connection,
+    wal: File,
     shared: Arc<Shared>,
     checkpoint: CheckpointHandle,
+    /// Committed but not synced: readers may have these records, their appenders hear nothing before the sync.
+    unsynced: Vec<Waiting>,
+    sync_at: Option<Instant>,
     /// The next position of each slot.
     next: Vec<u64>,
     /// The records of the transaction, by slot.
@@ -42,6 +51,8 @@ pub struct Writer {
     turn: usize,
     /// A transaction has failed, and what the file holds has to be read again.
     uncertain: bool,
+    /// A sync has failed: nothing more is made known.
+    broken: bool,
 }
 
 /// Which records leave the memory first.
@@ -64,6 +75,8 @@ impl Drop for EndGuard {
 enum WriteError {
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),
+    #[error("the log could not be synced: {0}")]
+    Sync(std::io::Error),
     #[cfg(feature = "failpoints")]
     #[error("a fail point")]
     Injected,
@@ -82,6 +95,7 @@ impl Writer {
     /// Starts the thread.
     pub fn start(
         connection: Connection,
+        wal: File,
         shared: Arc<Shared>,
         checkpoint: CheckpointHandle,
     ) -> Result<JoinHandle<()>, LogError> {
@@ -94,7 +108,11 @@ impl Writer {
             tail: TailBudget { order: VecDeque::new(), bytes: 0 },
             turn: 0,
             uncertain: false,
+            broken: false,
+            unsynced: Vec::new(),
+            sync_at: None,
             connection,
+            wal,
             shared,
             checkpoint,
         };
@@ -109,15 +127,21 @@ impl Writer {
             .map_err(|error| LogError::Unavailable(format!("no thread for the log: {error}")))
     }
 
-    /// Waits for work and does it; `false` after the last.
+    /// Waits for work and does it; `false` after the last, and where nothing more can be made durable.
     fn step(&mut self) -> bool {
-        let work = self.shared.queue.take();
-        let Work { appends, records, bytes, maintain, sweeps, last } = work;
+        let Work { appends, records, bytes, maintain, sweeps, last } = self.shared.queue.take(self.sync_at);
         if !appends.is_empty() || maintain {
-            let outcome = self.recover().and_then(|()| self.transaction(&appends, maintain, last));
+            // What fan-out reads is in the Store already. Whoever appended it waits a little longer for the sync.
+            let sync = last || appends.iter().any(|append| append.topic != Topic::Deliver);
+            let outcome = self.recover().and_then(|()| self.transaction(&appends, maintain, last, sync));
             // First room, then answers: whoever has its answer may append again at once.
             self.shared.queue.done(records, bytes);
             self.settle(appends, outcome);
+        }
+        if self.sync_at.is_some_and(|at| last || at <= Instant::now())
+            && let Err(error) = self.sync()
+        {
+            tracing::error!(%error, "the log ends");
         }
         if !sweeps.is_empty() {
             self.sweep();
@@ -126,16 +150,36 @@ impl Writer {
                 let _ = done.send(());
             }
         }
+        if self.broken {
+            return false;
+        }
         self.checkpoint.finish(&self.connection);
         !last
     }
 
-    /// Everything in one transaction. The results are true only once this has returned.
+    /// Everything committed is durable after this, and whoever waits for that is told. Where it fails nobody knows what
+    /// is on the disk, and a later sync that succeeds would say nothing about what this one lost: the log ends.
+    fn sync(&mut self) -> Result<(), WriteError> {
+        self.sync_at = None;
+        let synced = self.wal.sync_data().map_err(WriteError::Sync);
+        self.broken |= synced.is_err();
+        for (done, results) in self.unsynced.drain(..) {
+            let unknown = |_| Err(AppendError::Unknown("the log could not be synced".into()));
+            let results = if synced.is_ok() { results } else { results.into_iter().map(unknown).collect() };
+            // Whoever waited may have gone.
+            let _ = done.send(results);
+        }
+        synced
+    }
+
+    /// Everything in one transaction. The results are true only once this has returned, and durable if it was to be
+    /// synced.
     fn transaction(
         &mut self,
         appends: &[Append],
         maintain: bool,
         everything: bool,
+        sync: bool,
     ) -> Result<(Vec<Results>, Round), WriteError> {
         let begun = Instant::now();
         let results = self.gather(appends);
@@ -152,6 +196,11 @@ impl Writer {
         fail::fail_point!("log-before-commit", injected);
         self.connection.prepare_cached("COMMIT")?.execute([])?;
         fail::fail_point!("log-after-commit", injected);
+        if sync {
+            self.sync()?;
+        } else if !appends.is_empty() {
+            self.sync_at.get_or_insert_with(|| Instant::now() + SYNC_AFTER);
+        }
         metrics::histogram!("roost_log_commit_seconds").record(begun.elapsed().as_secs_f64());
         self.checkpoint.wrote(pages);
         Ok((results, round))
@@ -227,9 +276,13 @@ impl Writer {
                     self.shared.queue.note_lazy_work();
                 }
                 self.publish();
-                for (append, results) in appends.into_iter().zip(results) {
+                let answers = appends.into_iter().map(|append| append.done).zip(results);
+                if self.sync_at.is_some() {
+                    return self.unsynced.extend(answers);
+                }
+                for (done, results) in answers {
                     // Whoever waited may have gone.
-                    let _ = append.done.send(results);
+                    let _ = done.send(results);
                 }
             }
             Err(error) => {
@@ -239,8 +292,11 @@ impl Writer {
                     self.batch[slot].clear();
                 }
                 self.uncertain = true;
-                // At once: records that did get into the file must not wait for the next append.
-                if let Err(error) = self.recover() {
+                // At once: records that did get into the file must not wait for the next append. After a failed sync
+                // nobody may have them.
+                if !self.broken
+                    && let Err(error) = self.recover()
+                {
                     tracing::error!(%error, "the log cannot be read");
                 }
                 for append in appends {
@@ -291,6 +347,8 @@ impl Writer {
         if !self.connection.is_autocommit() {
             self.connection.execute_batch("ROLLBACK")?;
         }
+        // What did get into the file is made known now.
+        self.sync()?;
         for slot in 0..self.next.len() {
             let (topic, partition) = self.shared.slot_place(slot);
             let held = database::held(&self.connection, topic, partition)?;
@@ -305,7 +363,7 @@ impl Writer {
     /// All lazy work, as often as it takes.
     fn sweep(&mut self) {
         loop {
-            let outcome = self.recover().and_then(|()| self.transaction(&[], true, true));
+            let outcome = self.recover().and_then(|()| self.transaction(&[], true, true, true));
             let more = outcome.as_ref().is_ok_and(|(_, round)| round.more);
             self.settle(Vec::new(), outcome);
             if !more {
