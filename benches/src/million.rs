@@ -34,6 +34,7 @@ const SPARE_BYTES: u64 = 2 << 30;
 const SESSIONS_PER_SHARD: usize = 16_000;
 /// The slope begins here: what the process holds without sessions is not theirs.
 const SLOPE_FROM: usize = 17_000;
+const SETTLE: Duration = Duration::from_secs(12);
 const DELIVERED_WITHIN: Duration = Duration::from_secs(120);
 
 /// Connects them all, then sends one message to each group of the sample.
@@ -54,11 +55,11 @@ pub async fn run(options: &Options) -> Result<Value> {
     let from = SLOPE_FROM.min(sessions / 2);
     let told = |live: usize| eprintln!("{live} of {sessions} sessions after {} s", begun.elapsed().as_secs());
     fleet.open(&target, from, options.per_second, told).await?;
-    let first = private(&target)?;
+    let first = settled(&target).await?;
     let opening = Instant::now();
     fleet.open(&target, sessions, options.per_second, told).await?;
     let opened_s = opening.elapsed().as_secs_f64();
-    let last = private(&target)?;
+    let last = settled(&target).await?;
     let delivered = deliver(&target, &mut fleet, &groups, sampled).await?;
     Ok(json!({
         "bench": "million",
@@ -97,7 +98,9 @@ fn sample(sessions: usize, sampled: usize) -> Vec<Vec<usize>> {
     users.chunks(limits::MEMBERS_MAX).map(<[usize]>::to_vec).collect()
 }
 
-fn private(target: &Target) -> Result<u64> {
+/// The server's own memory, once it has given back what connecting needed.
+async fn settled(target: &Target) -> Result<u64> {
+    tokio::time::sleep(SETTLE).await;
     cpu::private_bytes(target.process()?).ok_or_else(|| "no memory figures of the server".into())
 }
 
