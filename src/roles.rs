@@ -42,9 +42,10 @@ pub async fn serve(args: &ServeArgs) -> Result<(), Problem> {
     let server = api.server();
     let gateway = start_gateway(&args.gateway, None, &backends, &registry, String::new(), &server).await?;
     delivery.attach(gateway.sink());
+    stopping.listen_to(&gateway);
     println!("roost serve is ready: {}://{}", scheme(&args.gateway), gateway.address());
     stop_asked().await;
-    stopping.0.store(true, Ordering::Relaxed);
+    stopping.asked.store(true, Ordering::Relaxed);
     let limit = StopLimit::start(args.gateway.grace_ms);
     gateway.drain(limit.left()).await;
     server.shut_down(limit.left() / 2).await;
@@ -68,6 +69,7 @@ pub async fn gateway(args: &GatewayRoleArgs) -> Result<(), Problem> {
     let listener = succession.as_ref().map(Succession::listener).transpose()?;
     let gateway = start_gateway(&args.gateway, listener, &backends, &registry, door.address.clone(), &server).await?;
     door.lead_to(gateway.sink());
+    stopping.listen_to(&gateway);
     let scheme = scheme(&args.gateway);
     if let Some(succession) = &mut succession {
         succession.ready().await?;
@@ -79,7 +81,7 @@ pub async fn gateway(args: &GatewayRoleArgs) -> Result<(), Problem> {
     };
     // Nobody holds the listener but the gateway, and whoever has taken over.
     drop(succession);
-    stopping.0.store(true, Ordering::Relaxed);
+    stopping.asked.store(true, Ordering::Relaxed);
     let limit = StopLimit::start(args.gateway.grace_ms);
     if handed_over {
         gateway.stop_accepting(limit.left() / 10).await;
@@ -132,7 +134,7 @@ pub async fn api(args: &ApiRoleArgs) -> Result<(), Problem> {
     });
     println!("roost api is ready: http://{address} (deliveries at {})", door.address);
     stop_asked().await;
-    stopping.0.store(true, Ordering::Relaxed);
+    stopping.asked.store(true, Ordering::Relaxed);
     let limit = StopLimit::start(args.grace_ms);
     server.shut_down(limit.left() * 9 / 10).await;
     serving.abort();
@@ -316,15 +318,33 @@ fn probes(backends: &Backends, stopping: &Stopping) -> Probes {
         async move { store.check().await.map_err(|error| error.to_string()) }.boxed()
     });
     let goes_on: ReadinessCheck = Arc::new(move || {
-        let outcome = if stopping.0.load(Ordering::Relaxed) { Err("it is being stopped".to_owned()) } else { Ok(()) };
+        let outcome = match stopping.gateway.get() {
+            _ if stopping.asked.load(Ordering::Relaxed) => Err("it is being stopped".to_owned()),
+            Some(is_ready) if !is_ready() => {
+                Err("the gateway has no room, or one of its shards has stalled".to_owned())
+            }
+            _ => Ok(()),
+        };
         std::future::ready(outcome).boxed()
     });
     Probes { readiness: vec![("process", goes_on), ("log", check_log), ("store", check_store)], metrics: None }
 }
 
-/// Set once a stop was asked for: no new clients should be sent here.
+/// Why no new clients should be sent here.
 #[derive(Clone, Default)]
-struct Stopping(Arc<AtomicBool>);
+struct Stopping {
+    /// A stop was asked for.
+    asked: Arc<AtomicBool>,
+    /// Asks the gateway, where there is one, once it has started.
+    gateway: Arc<OnceLock<Box<dyn Fn() -> bool + Send + Sync>>>,
+}
+
+impl Stopping {
+    fn listen_to(&self, gateway: &GatewayHandle) {
+        // Set once, right after the start.
+        let _ = self.gateway.set(gateway.readiness());
+    }
+}
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, Problem> {
     TcpListener::bind(address).await.map_err(|error| {

@@ -137,7 +137,13 @@ impl GatewayHandle {
 
     /// Whether new clients should be sent here.
     pub fn ready(&self) -> bool {
-        self.shared.admission.admits() && self.shared.admission.has_room() && !self.shared.lease.is_lapsed()
+        is_ready(&self.shared)
+    }
+
+    /// The same question, for whoever outlives this handle. A gateway that is gone is not ready.
+    pub fn readiness(&self) -> Box<dyn Fn() -> bool + Send + Sync> {
+        let shared = Arc::downgrade(&self.shared);
+        Box::new(move || shared.upgrade().is_some_and(|shared| is_ready(&shared)))
     }
 
     /// Live sessions.
@@ -228,6 +234,10 @@ impl Drop for GatewayHandle {
             task.abort();
         }
     }
+}
+
+fn is_ready(shared: &Shared) -> bool {
+    shared.admission.admits() && shared.admission.has_room() && !shared.lease.is_lapsed()
 }
 
 fn settings(config: &Config, origins: OriginPolicy) -> Settings {
