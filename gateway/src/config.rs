@@ -29,7 +29,8 @@ pub enum Io {
     Portable,
 }
 
-/// The usual rate of handshakes. See docs/performance.md for what one costs.
+/// The usual rate of handshakes. To accept, verify, register and sync one session took 0.2 to 0.3 ms of processor time
+/// where it was measured (embedded, 15,000 at once, noisy machine): so this is about a quarter of one core.
 pub const HANDSHAKES_PER_SECOND: u32 = 1_000;
 /// The usual number of connections that one address may have: what a large office or a mobile network's shared address
 /// needs. Loopback is an address like any other.
