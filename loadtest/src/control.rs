@@ -23,6 +23,8 @@ const SESSIONS_IN_PROCESS: u32 = 15_000;
 /// Addresses of a process on loopback: an address has 28,000 ports towards one target, and finds a free one quickly
 /// while most of them are.
 const SOURCES_OF_PROCESS: u32 = 2;
+/// Where not one session is connected by then, and attempts fail, nobody is there.
+const NOBODY_THERE: Nanos = 20 * SECOND;
 /// Before anything is due, so that every child has its order by then.
 const HEAD_START: Nanos = SECOND / 5;
 /// How long the load goes on after a storm, once all are back.
@@ -116,6 +118,11 @@ impl Run {
                 let reason = sum.last_failure.unwrap_or_else(|| "no attempt failed".to_owned());
                 format!("{} of {} sessions are connected at the limit: {reason}", sum.live, self.setup.users.count)
             })??;
+            let sum = self.sum();
+            if sum.connects == 0 && sum.failures > 0 && clock::now() > self.begun + NOBODY_THERE {
+                let reason = sum.last_failure.unwrap_or_default();
+                return Err(format!("not one of {} attempts has succeeded: {reason}", sum.failures).into());
+            }
             if let (child, Word::Ready { bytes_before, bytes_now }) = heard {
                 memory[child] = Some((bytes_before, bytes_now));
             }
