@@ -57,6 +57,7 @@ pub async fn run(options: &Options) -> Result<Value> {
         json!({
             "sessions": [slope.from, slope.to],
             "user_bytes_per_session": slope.user.round(),
+            "user_bytes_per_session_from_rest": slope.user_from_rest.round(),
             "kernel_bytes_per_session": kernel(slope),
             "kernel_bytes_per_session_both_ends": slope.kernel_both_ends.round(),
             "cpu_us_per_session_second": slope.cpu,
@@ -68,6 +69,7 @@ pub async fn run(options: &Options) -> Result<Value> {
         "driver": plain.driver,
         "sessions": [plain.from, plain.to],
         "user_bytes_per_session": plain.user.round(),
+        "user_bytes_per_session_from_rest": plain.user_from_rest.round(),
         "tls_user_bytes_per_session": tls.user.round(),
         "kernel_bytes_per_session": kernel(&plain),
         "kernel_bytes_per_session_how": "slope of Slab for both ends, without the client's end: half of the tokio reference's two",
@@ -83,6 +85,8 @@ struct Slope {
     from: usize,
     to: usize,
     user: f64,
+    /// From no sessions at all: what the allocator has kept of other work counts too.
+    user_from_rest: f64,
     kernel_both_ends: f64,
     cpu: f64,
 }
@@ -116,6 +120,8 @@ fn bounds(options: &Options, usual: (usize, usize)) -> (usize, usize) {
 
 async fn slope(name: &str, target: Target, from: usize, to: usize, options: &Options) -> Result<Slope> {
     let mut fleet = Fleet::default();
+    tokio::time::sleep(SETTLE).await;
+    let rest = memory(&target)?;
     fleet.open(&target, from, options.per_second, |_| {}).await?;
     tokio::time::sleep(SETTLE).await;
     let first = memory(&target)?;
@@ -138,6 +144,7 @@ async fn slope(name: &str, target: Target, from: usize, to: usize, options: &Opt
         from,
         to,
         user: each(first.user, last.user),
+        user_from_rest: (last.user as f64 - rest.user as f64) / to as f64,
         kernel_both_ends: each(first.kernel, last.kernel),
         cpu: round(nanos as f64 / 1000.0 / to as f64 / during.as_secs_f64()),
     })

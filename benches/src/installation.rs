@@ -1,5 +1,6 @@
 //! Roost's own processes, in one composition, seeded with users and their conversations.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -193,6 +194,7 @@ fn new_certificate(certificate: &Path, key: &Path) -> Result<[String; 4]> {
     let made = rcgen::generate_simple_self_signed([crate::crowd::SERVER_NAME.to_owned()])?;
     std::fs::write(certificate, made.cert.pem())?;
     std::fs::write(key, made.signing_key.serialize_pem())?;
+    std::fs::set_permissions(key, std::fs::Permissions::from_mode(0o600))?;
     let path = |path: &Path| path.display().to_string();
     Ok(["--tls-certificate".into(), path(certificate), "--tls-key".into(), path(key)])
 }
