@@ -2,13 +2,13 @@
 //! seen by nobody else, so their sources are compiled into this bench.
 
 #[path = "../src/mailbox.rs"]
-#[allow(dead_code, reason = "the bench uses a part of it")]
+#[allow(dead_code, unused_imports, reason = "the bench uses a part of it, and its tests are not run here")]
 mod mailbox;
 #[path = "../src/slab.rs"]
-#[allow(dead_code, reason = "the bench uses a part of it")]
+#[allow(dead_code, unused_imports, reason = "the bench uses a part of it, and its tests are not run here")]
 mod slab;
 #[path = "../src/wheel.rs"]
-#[allow(dead_code, reason = "the bench uses a part of it")]
+#[allow(dead_code, unused_imports, reason = "the bench uses a part of it, and its tests are not run here")]
 mod wheel;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
