@@ -16,7 +16,7 @@ pub struct Options {
     #[arg(long, default_value_t = 5_000)]
     sessions: usize,
     /// Messages a second: each is as many deliveries as there are sessions.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 10)]
     per_second: usize,
     /// Seconds of one turn.
     #[arg(long, default_value_t = 5)]
