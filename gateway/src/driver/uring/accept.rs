@@ -2,10 +2,15 @@
 //!
 //! A multishot accept gives no peer address, and a direct descriptor cannot be asked for it. So connections are
 //! accepted as ordinary descriptors and moved into a shard's table, which also lets one shard accept for all.
+//!
+//! The ring polls an epoll that knows the listener, never the listener itself: the kernel takes a ring apart some time
+//! after its process was killed, and until then it would hold the port against the process that comes next.
 
 use std::io;
 use std::net::TcpListener;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+use rustix::event::epoll;
 
 use super::Done;
 
@@ -14,6 +19,7 @@ const ACCEPTS_PER_ROUND: u32 = 64;
 
 pub(super) struct Acceptor {
     listener: TcpListener,
+    epoll: OwnedFd,
     accepting: bool,
     ready: bool,
     left: u32,
@@ -22,7 +28,9 @@ pub(super) struct Acceptor {
 impl Acceptor {
     pub(super) fn new(listener: TcpListener) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        Ok(Self { listener, accepting: true, ready: false, left: 0 })
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, &listener, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
+        Ok(Self { listener, epoll, accepting: true, ready: false, left: 0 })
     }
 
     pub(super) fn accept(&mut self, accepting: bool) {
@@ -63,6 +71,6 @@ impl Acceptor {
 
 impl AsRawFd for Acceptor {
     fn as_raw_fd(&self) -> RawFd {
-        self.listener.as_raw_fd()
+        self.epoll.as_raw_fd()
     }
 }
