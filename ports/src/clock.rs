@@ -41,14 +41,18 @@ impl Clock for SystemClock {
     }
 
     fn steady_ms(&self) -> u64 {
-        // CLOCK_BOOTTIME as /proc tells it needs no unsafe code; elsewhere Instant has to do.
         boottime_ms().unwrap_or_else(|| u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX))
     }
 }
 
+#[cfg(target_os = "linux")]
 fn boottime_ms() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/uptime").ok()?;
-    let (seconds, rest) = text.split_once('.')?;
-    let hundredths = rest.split_whitespace().next()?;
-    Some(seconds.parse::<u64>().ok()? * 1000 + hundredths.parse::<u64>().ok()? * 10)
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Some(u64::try_from(time.tv_sec).ok()? * 1000 + u64::try_from(time.tv_nsec).ok()? / 1_000_000)
+}
+
+/// Elsewhere the time that the machine slept is not counted.
+#[cfg(not(target_os = "linux"))]
+fn boottime_ms() -> Option<u64> {
+    None
 }
