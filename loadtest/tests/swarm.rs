@@ -21,10 +21,14 @@ struct Server {
 
 impl Server {
     fn start() -> Self {
+        Self::seeded(USERS, MEMBERS)
+    }
+
+    fn seeded(users: u32, members: u32) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let seeded = Command::new(SWARM)
-            .args(["seed", "--users", &USERS.to_string()])
-            .args(["--conversations", &format!("pairs={},groups=2,members={MEMBERS}", USERS / 2)])
+            .args(["seed", "--users", &users.to_string()])
+            .args(["--conversations", &format!("pairs={},groups=2,members={members}", users / 2)])
             .arg("--data")
             .arg(folder.path().join("data"))
             .arg("--plan")
@@ -190,6 +194,20 @@ fn another_program_can_start_and_end_the_measured_phase() {
     writeln!(orders, "stop").expect("an order");
     assert_eq!(next(&mut lines)["event"], "result");
     assert!(child.wait().expect("its end").success());
+}
+
+/// As many as a process of any system holds; the million is a bench.
+#[test]
+fn fifteen_thousand_sessions_are_held_and_a_sample_of_them_is_reached() {
+    const SESSIONS: u32 = 15_000;
+    const SAMPLE: u32 = 2_000;
+    let server = Server::seeded(SESSIONS, SAMPLE);
+    let sessions = SESSIONS.to_string();
+    let arguments = ["--sessions", &sessions, "--sample", &SAMPLE.to_string(), "--duration", "5"];
+    let result = server.run("idle", &arguments);
+    assert_eq!(count(&result, "sampled"), u64::from(SAMPLE), "one whole group");
+    assert_eq!(count(&result, "sampled_delivered"), u64::from(SAMPLE), "{result}");
+    assert_eq!(count(&result, "reconnects"), 0, "{result}");
 }
 
 fn next(lines: &mut Lines<BufReader<ChildStdout>>) -> Value {
