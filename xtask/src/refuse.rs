@@ -2,6 +2,7 @@
 
 use crate::Result;
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub struct RefuseOptions {
@@ -12,6 +13,12 @@ pub struct RefuseOptions {
 
 /// The command by which this program starts another without io_uring; the other's own words follow.
 pub const COMMAND: [&str; 2] = ["refuse-io-uring", "--"];
+
+/// This program's file, for whoever starts it again while it runs. Not by its name: cargo may have built it anew under
+/// the same name meanwhile.
+pub fn own_program() -> PathBuf {
+    PathBuf::from(format!("/proc/{}/exe", std::process::id()))
+}
 
 /// Becomes the program. Returns only if that fails.
 pub fn run(options: &RefuseOptions) -> Result<std::process::ExitCode> {

@@ -13,7 +13,7 @@ use crate::libtest::Tally;
 use crate::process::{self, Output};
 use crate::servers::Servers;
 use crate::workspace::Workspace;
-use crate::{Result, check};
+use crate::{Result, check, refuse};
 use build::{Built, Program};
 use plan::{Plan, Stage};
 use report::Report;
@@ -127,8 +127,8 @@ fn environment(
     let mut variables = servers.map(Servers::environment).unwrap_or_default();
     variables.push(("ROOST_TEST_LOGS", logs.display().to_string()));
     variables.push(("ROOST_TEST_SKIPS", skips.display().to_string()));
-    if let (true, Ok(own)) = (cfg!(target_os = "linux"), std::env::current_exe()) {
-        variables.push(("ROOST_TEST_REFUSE_IO_URING", own.display().to_string()));
+    if cfg!(target_os = "linux") {
+        variables.push(("ROOST_TEST_REFUSE_IO_URING", refuse::own_program().display().to_string()));
     }
     if let Some(program) = &built.roost {
         variables.push(("ROOST_TEST_BIN", program.display().to_string()));
@@ -174,10 +174,7 @@ fn run_variants(context: &Context<'_>, built: &Built, program: &Program, deadlin
         } else if let Some(obstacle) = variant.obstacle(context.janitor, built.echo.as_deref()) {
             tally.skip(format!("{title}: {obstacle}"));
         } else {
-            match variant.command(program) {
-                Ok(command) => run_program(context, program, command, &title, deadline, tally),
-                Err(message) => tally.fail(format!("{title}: {message}")),
-            }
+            run_program(context, program, variant.command(program), &title, deadline, tally);
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::build::Program;
 use super::echo::{Echo, Started};
 use crate::janitor::Janitor;
-use crate::{Result, refuse};
+use crate::refuse;
 use std::path::Path;
 use std::process::Command;
 
@@ -48,10 +48,9 @@ impl Variant {
     }
 
     /// The command that runs it so.
-    pub fn command(&self, program: &Program) -> Result<Command> {
+    pub fn command(&self, program: &Program) -> Command {
         let mut command = if self.refused {
-            let own = std::env::current_exe().map_err(|error| format!("this program's own file: {error}"))?;
-            let mut command = Command::new(own);
+            let mut command = Command::new(refuse::own_program());
             command.args(refuse::COMMAND).arg(&program.executable).env("ROOST_TEST_IO_URING_REFUSED", "1");
             command
         } else {
@@ -60,6 +59,6 @@ impl Variant {
         if let Some(io) = self.io {
             command.env("ROOST_TEST_IO", io);
         }
-        Ok(command)
+        command
     }
 }
