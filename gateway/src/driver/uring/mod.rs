@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 
 use self::accept::Acceptor;
 use self::buffers::Buffers;
-use self::connection::{Connection, Leaving};
+use self::connection::{Connection, Leaving, Receiving};
 pub use self::probe::{Refusal, probe};
 use self::ring::{Completed, Kind, Operation, Ring};
 use self::sends::Sends;
@@ -162,13 +162,22 @@ impl Uring {
         self.begin(key.slot, operation);
     }
 
-    /// Cancels whatever is under way; the rest follows when the last completion has come.
+    /// Cancels whatever would wait; the rest follows when the last completion has come. Each by its own name: cancelled
+    /// by its socket the kernel would look through everybody's, which in a storm costs a shard seconds.
     fn leave(&mut self, key: Key, leaving: Leaving) {
         let Some(connection) = self.connection(key) else { return };
         let closes = matches!(leaving, Leaving::Close);
         connection.leaving = leaving;
-        if connection.under_way > 0 {
-            self.begin(key.slot, Operation::CancelAll);
+        let (polling, sending) = (connection.polling, connection.send.is_some());
+        let receiving = connection.receiving == Receiving::Many;
+        if polling {
+            self.begin(key.slot, Operation::CancelPoll);
+        }
+        if receiving {
+            self.begin(key.slot, Operation::CancelReceive);
+        }
+        if sending {
+            self.begin(key.slot, Operation::CancelSend);
         }
         if closes {
             self.begin(key.slot, Operation::Close);

@@ -19,8 +19,9 @@ use crate::drivers::descriptors_max;
 
 /// Submissions that wait for one call.
 const SUBMISSIONS: u32 = 1024;
-/// Completions that the kernel has room for; beyond, it keeps them in a list of its own.
-const COMPLETIONS: u32 = 4096;
+/// Completions that the kernel has room for; beyond, it keeps them in a list of its own. The table in which it looks for
+/// what is to be cancelled is as large as it gets from here on.
+const COMPLETIONS: u32 = 8192;
 /// Threads of the kernel for what may block; only the closing of a writing half does.
 const KERNEL_WORKERS_MAX: u32 = 2;
 
@@ -61,7 +62,7 @@ pub(super) enum Operation {
     Shutdown,
     CancelPoll,
     CancelReceive,
-    CancelAll,
+    CancelSend,
     Close,
     Install,
 }
@@ -246,7 +247,7 @@ fn entry(slot: u32, operation: Operation) -> Entry {
         Operation::Shutdown => (Kind::Shutdown, opcode::Shutdown::new(file, libc::SHUT_WR).build()),
         Operation::CancelPoll => (Kind::Cancel, cancel(CancelBuilder::user_data(user_data(slot, Kind::Poll)))),
         Operation::CancelReceive => (Kind::Cancel, cancel(CancelBuilder::user_data(user_data(slot, Kind::Receive)))),
-        Operation::CancelAll => (Kind::Cancel, cancel(CancelBuilder::fd(file).all())),
+        Operation::CancelSend => (Kind::Cancel, cancel(CancelBuilder::user_data(user_data(slot, Kind::Send)))),
         Operation::Close => (Kind::Close, opcode::Close::new(file).build()),
         Operation::Install => (Kind::Install, opcode::FixedFdInstall::new(file, 0).build()),
     };
