@@ -1,55 +1,14 @@
 //! The k6 scripts and the goose scenarios against a real server, where their programs are: they are no part of the
 //! build, and a test run without them says what it skipped.
 
-use std::io::{BufRead as _, BufReader, Write as _};
+#[allow(dead_code, reason = "shared with the swarm's tests")]
+mod common;
+
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
-use tempfile::TempDir;
-
-struct Server {
-    child: Child,
-    address: String,
-    _folder: TempDir,
-}
-
-impl Server {
-    fn start() -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        let mut child = Command::new(roost())
-            .args(["serve", "--listen", "127.0.0.1:0", "--log-level", "error", "--data"])
-            .arg(folder.path().join("data"))
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("roost starts");
-        let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
-        let address = lines.by_ref().map_while(Result::ok).find_map(|line| {
-            let (_, rest) = line.split_once(" is ready")?;
-            rest.split_whitespace().find(|word| word.starts_with("http://")).map(str::to_owned)
-        });
-        let address = address.expect("it says where it is ready");
-        // Its output goes on, and must not block.
-        std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
-        Self { child, address, _folder: folder }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended by itself; the test has said so then.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn roost() -> PathBuf {
-    if let Some(path) = std::env::var_os("ROOST_TEST_BIN") {
-        return path.into();
-    }
-    let path = Path::new(env!("CARGO_BIN_EXE_roost-swarm")).with_file_name("roost");
-    assert!(path.exists(), "{} is not built: run `cargo build`", path.display());
-    path
-}
+use common::Server;
 
 fn folder() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -77,7 +36,7 @@ fn program(name: &str, variable: &str, usual: &Path) -> Option<PathBuf> {
 
 fn k6(script: &str) {
     let Some(k6) = program("k6", "ROOST_TEST_K6", Path::new("/usr/bin/k6")) else { return };
-    let server = Server::start();
+    let server = Server::start(tempfile::tempdir().expect("a folder"));
     let output = Command::new(k6)
         .args(["run", "--quiet", "--no-usage-report"])
         .args(["-e", &format!("URL={}", server.address), "-e", "VUS=6", "-e", "SECONDS=4"])
@@ -107,7 +66,7 @@ fn k6_speaks_protobuf() {
 fn goose_finds_over_rest_what_it_wrote() {
     let usual = folder().join("goose/target/release/roost-goose");
     let Some(goose) = program("roost-goose", "ROOST_TEST_GOOSE", &usual) else { return };
-    let server = Server::start();
+    let server = Server::start(tempfile::tempdir().expect("a folder"));
     let output = Command::new(goose)
         .args(["--host", &server.address, "--users", "6", "--increase-rate", "6", "--run-time", "6s"])
         .args(["--no-telnet", "--no-websocket"])

@@ -1,11 +1,13 @@
 //! The swarm's scenarios, small, against a real server: what they report is true, every message counted once.
 
-use std::io::{BufRead as _, BufReader, Lines, Write as _};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+mod common;
 
+use std::io::{BufRead as _, BufReader, Lines, Write as _};
+use std::path::PathBuf;
+use std::process::{ChildStdout, Command, Stdio};
+
+use common::Server;
 use serde_json::Value;
-use tempfile::TempDir;
 
 /// The swarm under test.
 const SWARM: &str = env!("CARGO_BIN_EXE_roost-swarm");
@@ -13,18 +15,16 @@ const USERS: u32 = 400;
 const MEMBERS: u32 = 200;
 
 /// A seeded server of its own for each test.
-struct Server {
-    child: Child,
-    url: String,
-    folder: TempDir,
+struct Seeded {
+    server: Server,
 }
 
-impl Server {
+impl Seeded {
     fn start() -> Self {
-        Self::seeded(USERS, MEMBERS)
+        Self::with(USERS, MEMBERS)
     }
 
-    fn seeded(users: u32, members: u32) -> Self {
+    fn with(users: u32, members: u32) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let seeded = Command::new(SWARM)
             .args(["seed", "--users", &users.to_string()])
@@ -36,30 +36,21 @@ impl Server {
             .stdout(Stdio::null())
             .status();
         assert!(seeded.expect("the swarm runs").success(), "the seed");
-        let mut child = Command::new(program())
-            .args(["serve", "--listen", "127.0.0.1:0", "--log-level", "error", "--data"])
-            .arg(folder.path().join("data"))
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("roost starts");
-        let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
-        let address = lines.by_ref().map_while(Result::ok).find_map(|line| {
-            let (_, rest) = line.split_once(" is ready")?;
-            rest.split_whitespace().find_map(|word| word.strip_prefix("http://")).map(str::to_owned)
-        });
-        let address = address.expect("it says where it is ready");
-        // Its output goes on, and must not block.
-        std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
-        Self { child, url: format!("ws://{address}/v1/connect"), folder }
+        Self { server: Server::start(folder) }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.server.folder.path().join(name)
     }
 
     fn plan(&self) -> PathBuf {
-        self.folder.path().join("plan.json")
+        self.path("plan.json")
     }
 
     fn swarm(&self, scenario: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(SWARM);
-        command.arg(scenario).arg("--plan").arg(self.plan()).args(["--url", &self.url]);
+        let url = format!("{}/v1/connect", self.server.address.replacen("http", "ws", 1));
+        command.arg(scenario).arg("--plan").arg(self.plan()).args(["--url", &url]);
         // Generous: these tests are about numbers, not about time.
         command.args(["--processes", "2", "--settle", "150", "--warm-up", "1"]).args(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
@@ -81,32 +72,14 @@ impl Server {
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended by itself; the test has said so then.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// The server's program: of the test run, or beside our own.
-fn program() -> PathBuf {
-    if let Some(path) = std::env::var_os("ROOST_TEST_BIN") {
-        return path.into();
-    }
-    let path = Path::new(SWARM).with_file_name("roost");
-    assert!(path.exists(), "{} is not built: run `cargo build`", path.display());
-    path
-}
-
 fn count(result: &Value, name: &str) -> u64 {
     result[name].as_u64().unwrap_or_else(|| panic!("{name} is a count in {result}"))
 }
 
 #[test]
 fn chat_counts_every_message_once_on_both_sides() {
-    let server = Server::start();
-    let report = server.folder.path().join("chat.html");
+    let server = Seeded::start();
+    let report = server.path("chat.html");
     let arguments = ["--sessions", "200", "--per-second", "100", "--duration", "3"];
     let result = server.run("chat", &[&arguments[..], &["--report", report.to_str().expect("UTF-8")]].concat());
     // A hundred a second for the second of warm-up and the three that count.
@@ -121,7 +94,7 @@ fn chat_counts_every_message_once_on_both_sides() {
 
 #[test]
 fn a_broadcast_reaches_every_member_once() {
-    let server = Server::start();
+    let server = Seeded::start();
     let arguments = ["--sessions", "200", "--group", "1", "--messages", "20", "--per-second", "10"];
     let result = server.run("broadcast", &arguments);
     assert_eq!(count(&result, "acknowledged"), 20);
@@ -131,7 +104,7 @@ fn a_broadcast_reaches_every_member_once() {
 
 #[test]
 fn every_ping_has_its_pong() {
-    let server = Server::start();
+    let server = Seeded::start();
     let result = server.run("ping", &["--sessions", "100", "--per-second", "200", "--duration", "2"]);
     assert_eq!((count(&result, "due"), count(&result, "pongs")), (600, 600));
     assert_eq!(count(&result["latency_ms"]["pong"], "count"), 400);
@@ -139,7 +112,7 @@ fn every_ping_has_its_pong() {
 
 #[test]
 fn those_who_come_and_go_miss_nothing() {
-    let server = Server::start();
+    let server = Seeded::start();
     let arguments = ["--sessions", "200", "--share", "0.5", "--churn", "40", "--per-second", "100", "--duration", "4"];
     let result = server.run("churn", &arguments);
     assert_eq!(count(&result, "troubled"), 100);
@@ -151,7 +124,7 @@ fn those_who_come_and_go_miss_nothing() {
 
 #[test]
 fn a_storm_brings_all_back_and_loses_nothing() {
-    let server = Server::start();
+    let server = Seeded::start();
     let arguments =
         ["--sessions", "200", "--share", "0.8", "--before", "2", "--per-second", "100", "--duration", "120"];
     let result = server.run("storm", &arguments);
@@ -164,7 +137,7 @@ fn a_storm_brings_all_back_and_loses_nothing() {
 
 #[test]
 fn slow_readers_are_closed_and_have_everything_in_the_end() {
-    let server = Server::start();
+    let server = Seeded::start();
     let arguments = ["--sessions", "20", "--share", "0.2", "--before", "2", "--per-second", "100", "--duration", "12"];
     let result = server.run("slow", &arguments);
     assert_eq!(count(&result, "troubled"), 4);
@@ -174,7 +147,7 @@ fn slow_readers_are_closed_and_have_everything_in_the_end() {
 
 #[test]
 fn another_program_can_start_and_end_the_measured_phase() {
-    let server = Server::start();
+    let server = Seeded::start();
     let arguments = ["--sessions", "400", "--sample", "150", "--duration", "0", "--wait"];
     let mut child = server.swarm("idle", &arguments).stdin(Stdio::piped()).spawn().expect("the swarm runs");
     let mut orders = child.stdin.take().expect("piped");
@@ -201,7 +174,7 @@ fn another_program_can_start_and_end_the_measured_phase() {
 fn fifteen_thousand_sessions_are_held_and_a_sample_of_them_is_reached() {
     const SESSIONS: u32 = 15_000;
     const SAMPLE: u32 = 2_000;
-    let server = Server::seeded(SESSIONS, SAMPLE);
+    let server = Seeded::with(SESSIONS, SAMPLE);
     let sessions = SESSIONS.to_string();
     let arguments = ["--sessions", &sessions, "--sample", &SAMPLE.to_string(), "--duration", "5"];
     let result = server.run("idle", &arguments);
@@ -217,7 +190,7 @@ fn next(lines: &mut Lines<BufReader<ChildStdout>>) -> Value {
 
 #[test]
 fn tokens_are_printed_for_clients_of_other_kinds() {
-    let server = Server::start();
+    let server = Seeded::start();
     let output = Command::new(SWARM)
         .args(["tokens", "--count", "3", "--first-user", "1", "--plan"])
         .arg(server.plan())
