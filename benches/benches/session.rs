@@ -52,8 +52,7 @@ fn hello() -> Vec<u8> {
 }
 
 fn machine(criterion: &mut Criterion) {
-    let mut settings = Settings::default();
-    settings.control_frames_per_second_max = u16::MAX;
+    let settings = Settings { control_frames_per_second_max: u16::MAX, ..Settings::default() };
     let mut group = criterion.benchmark_group("session");
     group.bench_function("connects", |bencher| {
         bencher.iter_batched_ref(

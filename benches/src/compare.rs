@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use crate::Result;
 use crate::fleet::Crowd;
+use crate::reference::{Kind, Mode};
 use crate::target::Target;
 
 /// One of those compared.
@@ -16,7 +17,15 @@ pub struct Contestant {
     /// Its own crowd; all crowds are the same program.
     pub crowd: Crowd,
     micros: Vec<f64>,
-    latencies: Vec<(f64, f64)>,
+    latencies: Vec<Latencies>,
+}
+
+/// Of one turn, in milliseconds.
+#[derive(Clone, Copy)]
+struct Latencies {
+    p50: f64,
+    p90: f64,
+    p99: f64,
 }
 
 impl Contestant {
@@ -38,8 +47,10 @@ impl Contestant {
         }
         self.micros.push(nanos as f64 / answers as f64 / 1000.0);
         let ms = |name: &str| outcome[name].as_f64().unwrap_or(0.0);
-        self.latencies.push((ms("p50_ms"), ms("p99_ms")));
-        eprintln!("{}: {:.2} µs, p99 {} ms", self.name, self.micros[self.micros.len() - 1], ms("p99_ms"));
+        let latencies = Latencies { p50: ms("p50_ms"), p90: ms("p90_ms"), p99: ms("p99_ms") };
+        self.latencies.push(latencies);
+        let micros = self.micros[self.micros.len() - 1];
+        eprintln!("{}: {micros:.2} µs, p90 {} ms, p99 {} ms", self.name, latencies.p90, latencies.p99);
         Ok(())
     }
 
@@ -48,8 +59,8 @@ impl Contestant {
         self.latencies.pop();
     }
 
-    fn last_p99_ms(&self) -> f64 {
-        self.latencies.last().map_or(0.0, |both| both.1)
+    fn last_p90_ms(&self) -> f64 {
+        self.latencies.last().map_or(0.0, |latencies| latencies.p90)
     }
 
     /// The median of its turns, in microseconds.
@@ -62,9 +73,14 @@ impl Contestant {
         json!({
             "cpu_us": self.micros(),
             "cpu_us_rounds": self.micros.iter().copied().map(round).collect::<Vec<_>>(),
-            "p50_ms": median(&self.latencies.iter().map(|both| both.0).collect::<Vec<_>>()),
-            "p99_ms": median(&self.latencies.iter().map(|both| both.1).collect::<Vec<_>>()),
+            "p50_ms": self.latency(|latencies| latencies.p50),
+            "p90_ms": self.latency(|latencies| latencies.p90),
+            "p99_ms": self.latency(|latencies| latencies.p99),
         })
+    }
+
+    fn latency(&self, which: impl Fn(&Latencies) -> f64) -> f64 {
+        median(&self.latencies.iter().map(which).collect::<Vec<_>>())
     }
 
     /// The median over the rounds of this one's cost to the other's, and its least and most.
@@ -76,16 +92,42 @@ impl Contestant {
     }
 }
 
+/// The product beside both references, each with a crowd of the same size.
+pub async fn beside_references(
+    product: Target,
+    mode: Mode,
+    sessions: usize,
+    body_bytes: usize,
+) -> Result<Vec<Contestant>> {
+    let mut all = vec![Contestant::ready("product", product, sessions, body_bytes).await?];
+    for (name, kind) in [("raw", Kind::Raw), ("tokio", Kind::Tokio)] {
+        all.push(Contestant::ready(name, Target::reference(kind, mode).await?, sessions, body_bytes).await?);
+    }
+    Ok(all)
+}
+
+/// Adds what was seen of the first, its ratio to each of the others, and what was seen of those.
+pub fn add_figures(outcome: &mut Value, all: &[Contestant]) {
+    let Some((first, others)) = all.split_first() else { return };
+    for other in others {
+        let (ratio, spread) = first.ratio_to(other);
+        outcome[format!("ratio_to_{}", other.name)] = ratio.into();
+        outcome[format!("ratio_to_{}_spread", other.name)] = json!(spread);
+        outcome["reference"][other.name] = other.figures();
+    }
+    outcome[first.name] = first.figures();
+}
+
 /// Rounds that were discarded at most for each one that counts, before the machine is called too busy.
 const DISCARDED_MAX: usize = 3;
 
 /// All of them in turn, each round beginning with another, after one round that does not count. A round in which anybody's
-/// p99 was over the limit is discarded, for a server that could not keep up was working on heaps, which are cheaper. Says
-/// how many were.
+/// p90 was over the limit is discarded, for a server that could not keep up was working on heaps, which are cheaper. (Where a
+/// round has fifty messages, its p99 is the slowest one alone, and one long fsync would discard it.) Says how many were.
 pub async fn rounds(
     all: &mut [Contestant],
     rounds: usize,
-    p99_ms_max: f64,
+    p90_ms_max: f64,
     order: impl Fn(&Contestant) -> String,
 ) -> Result<usize> {
     let (mut counted, mut discarded) = (0, 0);
@@ -97,14 +139,14 @@ pub async fn rounds(
             contestant.turn(&order).await?;
         }
         let warm_up = counted == 0 && discarded == 0;
-        if !warm_up && all.iter().all(|contestant| contestant.last_p99_ms() <= p99_ms_max) {
+        if !warm_up && all.iter().all(|contestant| contestant.last_p90_ms() <= p90_ms_max) {
             counted += 1;
             continue;
         }
         all.iter_mut().for_each(Contestant::forget_last);
         discarded += 1;
         if discarded > rounds * DISCARDED_MAX {
-            return Err(format!("the machine is too busy: only {counted} rounds stayed below {p99_ms_max} ms").into());
+            return Err(format!("the machine is too busy: only {counted} rounds stayed below {p90_ms_max} ms").into());
         }
     }
     Ok(discarded - 1)

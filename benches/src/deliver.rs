@@ -3,9 +3,9 @@
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::compare::{self, Contestant};
+use crate::compare;
 use crate::installation::Setup;
-use crate::reference::{Kind, Mode};
+use crate::reference::Mode;
 use crate::target::{ServerOptions, Target, without_waiting};
 use crate::{Result, machine};
 
@@ -39,33 +39,23 @@ pub async fn run(options: &Options) -> Result<Value> {
         Setup { users: sessions, groups, arguments: without_waiting(options.server.arguments()), ..Setup::default() };
     let product = Target::product(setup).await?;
     let driver = product.driver()?;
-    let mut all = vec![Contestant::ready("product", product, sessions, body_bytes).await?];
-    for (name, kind) in [("raw", Kind::Raw), ("tokio", Kind::Tokio)] {
-        let target = Target::reference(kind, Mode::Broadcast).await?;
-        all.push(Contestant::ready(name, target, sessions, body_bytes).await?);
-    }
+    let mut all = compare::beside_references(product, Mode::Broadcast, sessions, body_bytes).await?;
     let count = options.per_second * options.seconds;
     // A message is with all before the next one is due.
-    let p99_ms_max = 1_000.0 / options.per_second as f64;
-    let discarded = compare::rounds(&mut all, options.rounds, p99_ms_max, |contestant| {
+    let p90_ms_max = 1_000.0 / options.per_second as f64;
+    let discarded = compare::rounds(&mut all, options.rounds, p90_ms_max, |contestant| {
         format!("broadcast 0 {} {count} {} {sessions}", contestant.target.group(0), options.per_second)
     })
     .await?;
-    let [product, raw, tokio] = all.as_slice() else { unreachable!("three stand in the list") };
-    let ((to_raw, to_raw_spread), (to_tokio, to_tokio_spread)) = (product.ratio_to(raw), product.ratio_to(tokio));
-    Ok(json!({
+    let mut outcome = json!({
         "bench": "deliver",
         "machine": machine::describe(),
         "driver": driver,
         "sessions": sessions,
         "messages_per_second": options.per_second,
         "rounds_discarded": discarded,
-        "cpu_us_per_delivery": product.micros(),
-        "ratio_to_raw": to_raw,
-        "ratio_to_raw_spread": to_raw_spread,
-        "ratio_to_tokio": to_tokio,
-        "ratio_to_tokio_spread": to_tokio_spread,
-        "product": product.figures(),
-        "reference": { "raw": raw.figures(), "tokio": tokio.figures() },
-    }))
+        "cpu_us_per_delivery": all[0].micros(),
+    });
+    compare::add_figures(&mut outcome, &all);
+    Ok(outcome)
 }

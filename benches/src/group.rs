@@ -48,17 +48,14 @@ pub async fn run(options: &Options) -> Result<Value> {
         all.push(Contestant::ready(name, target, members, 128).await?);
     }
     // A message to the smaller group is with all before the next one is due, and one to the larger has twice the time.
-    let p99_ms_max = 1_000.0 * options.members as f64 / options.per_second as f64;
-    let discarded = compare::rounds(&mut all, options.rounds, p99_ms_max, |contestant| {
+    let p90_ms_max = 1_000.0 * options.members as f64 / options.per_second as f64;
+    let discarded = compare::rounds(&mut all, options.rounds, p90_ms_max, |contestant| {
         let members = if contestant.name == "group" { options.members } else { options.compared_with };
         let per_second = (options.per_second / members).max(1);
         format!("broadcast 0 {} {} {per_second} {members}", contestant.target.group(0), per_second * options.seconds)
     })
     .await?;
-    let [group, deliver] = all.as_slice() else { unreachable!("two stand in the list") };
-    let (ratio, spread) = group.ratio_to(deliver);
-    let figures = group.figures();
-    Ok(json!({
+    let mut outcome = json!({
         "bench": "group",
         "machine": machine::describe(),
         "driver": driver,
@@ -66,10 +63,8 @@ pub async fn run(options: &Options) -> Result<Value> {
         "rounds_discarded": discarded,
         "records_per_gateway": Value::Null,
         "records_per_gateway_why": "the program does not tell its counters yet; the tests of fan-out count them",
-        "p99_ms": figures["p99_ms"],
-        "ratio_to_deliver": ratio,
-        "ratio_to_deliver_spread": spread,
-        "group": figures,
-        "reference": { "deliver": deliver.figures() },
-    }))
+        "p99_ms": all[0].figures()["p99_ms"],
+    });
+    compare::add_figures(&mut outcome, &all);
+    Ok(outcome)
 }

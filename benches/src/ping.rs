@@ -3,9 +3,9 @@
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::compare::{self, Contestant};
+use crate::compare;
 use crate::installation::Setup;
-use crate::reference::{Kind, Mode};
+use crate::reference::Mode;
 use crate::target::{ServerOptions, Target, without_waiting};
 use crate::{Result, machine};
 
@@ -29,7 +29,7 @@ pub struct Options {
 }
 
 /// Beyond, a server no longer answers one by one.
-const P99_MS_MAX: f64 = 20.0;
+const P90_MS_MAX: f64 = 20.0;
 
 /// The product's `ping` and `pong` against echoes of the same bytes.
 pub async fn run(options: &Options) -> Result<Value> {
@@ -37,29 +37,20 @@ pub async fn run(options: &Options) -> Result<Value> {
     let setup = Setup { users: sessions, arguments: without_waiting(options.server.arguments()), ..Setup::default() };
     let product = Target::product(setup).await?;
     let driver = product.driver()?;
-    let mut all = vec![Contestant::ready("product", product, sessions, 0).await?];
-    for (name, kind) in [("raw", Kind::Raw), ("tokio", Kind::Tokio)] {
-        all.push(Contestant::ready(name, Target::reference(kind, Mode::Echo).await?, sessions, 0).await?);
-    }
+    let mut all = compare::beside_references(product, Mode::Echo, sessions, 0).await?;
     let count = options.per_second * options.seconds;
     let discarded =
-        compare::rounds(&mut all, options.rounds, P99_MS_MAX, |_| format!("ping {count} {}", options.per_second))
+        compare::rounds(&mut all, options.rounds, P90_MS_MAX, |_| format!("ping {count} {}", options.per_second))
             .await?;
-    let [product, raw, tokio] = all.as_slice() else { unreachable!("three stand in the list") };
-    let ((to_raw, to_raw_spread), (to_tokio, to_tokio_spread)) = (product.ratio_to(raw), product.ratio_to(tokio));
-    Ok(json!({
+    let mut outcome = json!({
         "bench": "ping",
         "machine": machine::describe(),
         "driver": driver,
         "sessions": sessions,
         "pings_per_second": options.per_second,
         "rounds_discarded": discarded,
-        "cpu_us_per_ping": product.micros(),
-        "ratio_to_raw": to_raw,
-        "ratio_to_raw_spread": to_raw_spread,
-        "ratio_to_tokio": to_tokio,
-        "ratio_to_tokio_spread": to_tokio_spread,
-        "product": product.figures(),
-        "reference": { "raw": raw.figures(), "tokio": tokio.figures() },
-    }))
+        "cpu_us_per_ping": all[0].micros(),
+    });
+    compare::add_figures(&mut outcome, &all);
+    Ok(outcome)
 }

@@ -193,6 +193,7 @@ impl Crowd {
             "closed_by_server": self.counts.closed_by_server,
             "not_taken": self.counts.not_taken,
             "p50_ms": ms(0.5),
+            "p90_ms": ms(0.9),
             "p99_ms": ms(0.99),
             "max_ms": ms(1.0),
         })
