@@ -2,7 +2,6 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
@@ -25,7 +24,7 @@ use crate::mailbox::Mailbox;
 use crate::membership::{Membership, note_gateway};
 use crate::metrics::Metrics;
 use crate::resync;
-use crate::shared::{Lease, Shared};
+use crate::shared::{Lease, QueueBytes, Shared};
 use crate::watch::{self, Beat};
 use crate::watchdog::{Watchdog, fail_points, pass};
 
@@ -87,7 +86,7 @@ impl Gateway {
             partitions: ports.log.partitions(),
             requests_running: Semaphore::new(config.requests_running_max),
             requests_waiting: Arc::new(Semaphore::new(config.requests_waiting_max)),
-            queue_bytes: (0..config.shards).map(|_| AtomicU64::new(0)).collect(),
+            queue_bytes: (0..config.shards).map(|_| QueueBytes::default()).collect(),
             metrics: Metrics::new(),
             config,
             ports,
@@ -241,14 +240,15 @@ fn is_ready(shared: &Shared) -> bool {
 }
 
 fn settings(config: &Config, origins: OriginPolicy) -> Settings {
-    let mut settings = Settings::default();
-    settings.origins = origins;
-    settings.timings = config.timings;
-    settings.queue_bytes_hard = config.queue_bytes_hard;
-    settings.queue_bytes_soft = config.queue_bytes_hard / 4;
-    settings.sends = config.sends;
-    settings.requests = config.requests;
-    settings
+    Settings {
+        origins,
+        timings: config.timings,
+        queue_bytes_hard: config.queue_bytes_hard,
+        queue_bytes_soft: config.queue_bytes_hard / 4,
+        sends: config.sends,
+        requests: config.requests,
+        ..Settings::default()
+    }
 }
 
 /// Where clients connect, with everything set that a gateway needs.

@@ -93,12 +93,49 @@ pub(crate) struct Encoded {
     frames: [OnceLock<Bytes>; 2],
 }
 
+/// From so many recipients on, a shard counts by itself who holds a frame.
+const MANY: usize = 16;
+
+/// A message's frames as one shard hands them out.
+///
+/// A frame of many recipients gets a counter of the shard's own: with one for all, the shards would spend their time
+/// taking its cache line from each other, several times for each recipient.
+pub(crate) struct Frames<'m> {
+    message: &'m Encoded,
+    many: bool,
+    own: [Option<Bytes>; 2],
+}
+
+impl Frames<'_> {
+    pub(crate) fn of(&mut self, form: Form) -> Bytes {
+        let shared = self.message.frame(form);
+        if !self.many {
+            return shared.clone();
+        }
+        self.own[form as usize].get_or_insert_with(|| Bytes::from_owner(shared.clone())).clone()
+    }
+}
+
+impl Recipients {
+    /// How many of them there are in all shards.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Sessions(sessions) => sessions.len(),
+            Self::Users(users) => users.len(),
+        }
+    }
+}
+
 impl Encoded {
     pub(crate) fn new(message: Message) -> Self {
         Self { message, frames: [const { OnceLock::new() }; 2] }
     }
 
-    pub(crate) fn frame(&self, form: Form) -> &Bytes {
+    pub(crate) fn frames_for(&self, recipients: usize) -> Frames<'_> {
+        Frames { message: self, many: recipients >= MANY, own: [None, None] }
+    }
+
+    fn frame(&self, form: Form) -> &Bytes {
         self.frames[form as usize].get_or_init(|| encode_message(&self.message, form))
     }
 }

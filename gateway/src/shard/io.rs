@@ -2,7 +2,6 @@
 
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use roost_protocol::SessionId;
 use roost_session::machine::Session;
@@ -172,7 +171,7 @@ impl<D: Driver> Shard<D> {
         self.wheel.disarm(key.slot);
         if let Some(entry) = self.sessions.remove(key) {
             self.queue_bytes -= u64::from(entry.counted_bytes);
-            self.shared.queue_bytes[self.index].store(self.queue_bytes, Ordering::Relaxed);
+            self.shared.queue_bytes[self.index].tell(self.queue_bytes);
             let admission = &self.shared.admission;
             if entry.counted_opening {
                 admission.no_longer_opening(entry.neighbour);

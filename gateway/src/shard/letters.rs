@@ -1,7 +1,5 @@
 //! The shard's mail: deliveries, answers, and what concerns the gateway as a whole.
 
-use std::sync::Arc;
-
 use roost_ports::delivery::{Verdict, VerdictOutcome};
 use roost_ports::registry::SessionEntry;
 use roost_protocol::SessionId;
@@ -10,7 +8,7 @@ use roost_session::machine::{Loss, Settled, content_of};
 use super::{Shard, Tally};
 use crate::driver::Driver;
 use crate::ingress::Failed;
-use crate::mail::{Delivery, Encoded, Item, Listed, Mail, Recipients};
+use crate::mail::{Delivery, Encoded, Frames, Item, Listed, Mail, Recipients};
 use crate::slab::Key;
 
 /// Slots looked at for one listing at most, so that an empty stretch of the slab costs no long pause.
@@ -84,7 +82,8 @@ impl<D: Driver> Shard<D> {
             match item {
                 Item::Verdict(verdict) => self.verdict(verdict),
                 Item::Message { to, message } => {
-                    self.for_recipients(to, |shard, key| shard.message(key, message));
+                    let mut frames = message.frames_for(to.len());
+                    self.for_recipients(to, |shard, key| shard.message(key, message, &mut frames));
                 }
                 Item::Heads { to, frames } => self.for_recipients(to, |shard, key| {
                     shard.tally.heads += 1;
@@ -108,7 +107,7 @@ impl<D: Driver> Shard<D> {
         metrics.heads_unsolicited.add(heads);
     }
 
-    fn message(&mut self, key: Key, message: &Arc<Encoded>) {
+    fn message(&mut self, key: Key, message: &Encoded, frames: &mut Frames<'_>) {
         let told = self.with_session(key, |session, context| {
             let told = session.identity().0 == message.message.sender_id && {
                 let of = &message.message;
@@ -122,7 +121,7 @@ impl<D: Driver> Shard<D> {
                 session.settled(&settled, context)
             };
             if session.is_live() {
-                session.deliver(message.frame(session.form()).clone(), Loss::Never, context);
+                session.deliver(frames.of(session.form()), Loss::Never, context);
             }
             told
         });

@@ -1,8 +1,5 @@
 //! The end of a round: what sessions asked for is begun, and every session that was touched is polled.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
-
 use bytes::Bytes;
 use roost_ports::registry::SessionEntry;
 use roost_protocol::CloseCode;
@@ -92,12 +89,13 @@ impl<D: Driver> Shard<D> {
             self.settle(key);
         }
         self.touched = touched;
-        self.shared.queue_bytes[self.index].store(self.queue_bytes, Ordering::Relaxed);
+        self.shared.queue_bytes[self.index].tell(self.queue_bytes);
     }
 
     /// The polls, in the session's own order.
     fn settle(&mut self, key: Key) {
-        let shared = Arc::clone(&self.shared);
+        // Borrowed: its count would go to and fro between the shards.
+        let shared = &self.shared;
         let Some(entry) = self.sessions.get_mut(key) else { return };
         entry.touched = false;
         if entry.leaving {
@@ -106,7 +104,7 @@ impl<D: Driver> Shard<D> {
         let session = &mut entry.session;
         while let Some(request) = session.poll_request(&shared.settings) {
             let (user, form) = (session.identity().0, session.form());
-            requests::answer(&shared, Asker { shard: self.index, key, user, form }, request);
+            requests::answer(shared, Asker { shard: self.index, key, user, form }, request);
         }
         shared.metrics.retries.add(u64::from(session.take_retries()));
         shared.metrics.rate_limited.add(u64::from(session.take_limited()));

@@ -3,6 +3,7 @@
 use roost_protocol::{CloseCode, ErrorCode};
 
 use super::opening::Stage;
+use super::settings::ping_frame;
 use super::{Context, Phase, Session, Settings};
 use crate::framing::handshake::HttpError;
 
@@ -62,7 +63,7 @@ impl Session {
         }
         self.pinged_ms = now_ms.max(1);
         self.spoke_ms = now_ms;
-        self.push(context.settings.ping_frame(self.form), context);
+        self.push(ping_frame(self.form), context);
     }
 
     /// Either side's silence makes a ping: the client, too, wants to hear something.

@@ -5,7 +5,7 @@ use roost_protocol::{CloseCode, ErrorCode, limits};
 
 use super::opening::{Stage, close_code_of};
 use super::outstanding::Admission;
-use super::{Context, Ending, Event, Phase, Purpose, Request, RequestKind, Session};
+use super::{Context, Ending, Event, Phase, Purpose, Request, RequestKind, Session, settings};
 use crate::framing::websocket::{self, MessageKind, close_frame, pong_frame};
 
 impl Session {
@@ -210,7 +210,7 @@ impl Session {
     fn frame_ping(&mut self, id: Option<u32>, context: &Context<'_>) {
         self.count_control(context);
         match id {
-            None => self.push(context.settings.pong_frame(self.form), context),
+            None => self.push(settings::pong_frame(self.form), context),
             Some(_) => self.say(id, ServerBody::Pong, context),
         }
     }

@@ -1,5 +1,7 @@
 //! What all sessions of a gateway share, and what changes with every call.
 
+use std::sync::LazyLock;
+
 use bytes::Bytes;
 use roost_protocol::frames::{Form, ServerBody, ServerFrame, ServerLimits};
 use roost_protocol::{TimeMs, limits};
@@ -64,13 +66,19 @@ pub struct Settings {
     pub requests: Rate,
     /// What the WebSocket decoder may hold of a live session.
     pub frames: Limits,
-    ping: [Bytes; 2],
-    pong: [Bytes; 2],
+}
+
+/// What most of an idle gateway's sends are. They last as long as the program, so that nobody counts who holds them:
+/// the shards would write to one counter with each.
+static PINGS: LazyLock<[Bytes; 2]> = LazyLock::new(|| both(ServerBody::Ping));
+static PONGS: LazyLock<[Bytes; 2]> = LazyLock::new(|| both(ServerBody::Pong));
+
+fn both(body: ServerBody) -> [Bytes; 2] {
+    Form::ALL.map(|form| encode(&ServerFrame::unsolicited(body.clone()), form))
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        let both = |body: ServerBody| Form::ALL.map(|form| encode(&ServerFrame::unsolicited(body.clone()), form));
         Self {
             origins: OriginPolicy::default(),
             timings: Timings::default(),
@@ -86,8 +94,6 @@ impl Default for Settings {
                 message_bytes_max: limits::CLIENT_FRAME_BYTES_MAX,
                 message_fragments_max: limits::FRAGMENTS_MAX,
             },
-            ping: both(ServerBody::Ping),
-            pong: both(ServerBody::Pong),
         }
     }
 }
@@ -102,14 +108,14 @@ impl Settings {
         }
     }
 
-    /// Shared by all sessions: most of what an idle gateway sends is these.
-    pub(super) fn ping_frame(&self, form: Form) -> Bytes {
-        self.ping[form as usize].clone()
-    }
+}
 
-    pub(super) fn pong_frame(&self, form: Form) -> Bytes {
-        self.pong[form as usize].clone()
-    }
+pub(super) fn ping_frame(form: Form) -> Bytes {
+    Bytes::from_static(&PINGS[form as usize])
+}
+
+pub(super) fn pong_frame(form: Form) -> Bytes {
+    Bytes::from_static(&PONGS[form as usize])
 }
 
 /// The time, read once for many calls.
