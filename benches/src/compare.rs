@@ -3,10 +3,11 @@
 
 use serde_json::{Value, json};
 
-use crate::Result;
 use crate::fleet::Crowd;
+use crate::installation::Setup;
 use crate::reference::{Kind, Mode};
 use crate::target::Target;
+use crate::{Result, machine};
 
 /// One of those compared.
 pub struct Contestant {
@@ -92,18 +93,29 @@ impl Contestant {
     }
 }
 
-/// The product beside both references, each with a crowd of the same size.
-pub async fn beside_references(
-    product: Target,
-    mode: Mode,
-    sessions: usize,
-    body_bytes: usize,
-) -> Result<Vec<Contestant>> {
+/// The product beside both references, each with a crowd of the same size and as many threads that hold its sessions.
+pub async fn beside_references(setup: Setup, mode: Mode, threads: usize, body_bytes: usize) -> Result<Vec<Contestant>> {
+    let sessions = setup.users;
+    let product = Target::product(setup).await?;
     let mut all = vec![Contestant::ready("product", product, sessions, body_bytes).await?];
     for (name, kind) in [("raw", Kind::Raw), ("tokio", Kind::Tokio)] {
-        all.push(Contestant::ready(name, Target::reference(kind, mode).await?, sessions, body_bytes).await?);
+        // What it broadcasts comes from one thread.
+        let threads = if (kind, mode) == (Kind::Raw, Mode::Broadcast) { 1 } else { threads };
+        let target = Target::reference(kind, mode, threads).await?;
+        all.push(Contestant::ready(name, target, sessions, body_bytes).await?);
     }
     Ok(all)
+}
+
+/// The same measurement with one thread each, and with as many as the servers have cores: with several, each sleeps more
+/// often, and waking up is most of what little there is to do for a frame. Where the product's are told, with so many.
+pub async fn by_threads(told: Option<usize>, measure: impl AsyncFn(usize) -> Result<Value>) -> Result<Value> {
+    let mut outcome = measure(told.unwrap_or(1)).await?;
+    let all = machine::server_cores();
+    if told.is_none() && all > 1 {
+        outcome["all_cores"] = measure(all).await?;
+    }
+    Ok(outcome)
 }
 
 /// Adds what was seen of the first, its ratio to each of the others, and what was seen of those.

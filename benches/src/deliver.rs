@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::compare;
 use crate::installation::Setup;
 use crate::reference::Mode;
-use crate::target::{ServerOptions, Target, without_waiting};
+use crate::target::{ServerOptions, without_waiting};
 use crate::{Result, machine};
 
 /// What to measure.
@@ -22,7 +22,7 @@ pub struct Options {
     #[arg(long, default_value_t = 5)]
     seconds: usize,
     /// Rounds; the median counts.
-    #[arg(long, default_value_t = 7)]
+    #[arg(long, default_value_t = 5)]
     rounds: usize,
     /// Bytes of a message's body.
     #[arg(long, default_value_t = 128)]
@@ -33,13 +33,16 @@ pub struct Options {
 
 /// The whole path of the product (append, number, fan out, deliver) against a broadcast of the same frame.
 pub async fn run(options: &Options) -> Result<Value> {
+    compare::by_threads(options.server.shards, async |threads| with_threads(options, threads).await).await
+}
+
+async fn with_threads(options: &Options, threads: usize) -> Result<Value> {
     let (sessions, body_bytes) = (options.sessions, options.body_bytes);
     let groups = vec![(0..sessions).collect()];
-    let setup =
-        Setup { users: sessions, groups, arguments: without_waiting(options.server.arguments()), ..Setup::default() };
-    let product = Target::product(setup).await?;
-    let driver = product.driver()?;
-    let mut all = compare::beside_references(product, Mode::Broadcast, sessions, body_bytes).await?;
+    let server = ServerOptions { shards: Some(threads), ..options.server.clone() };
+    let setup = Setup { users: sessions, groups, arguments: without_waiting(server.arguments()), ..Setup::default() };
+    let mut all = compare::beside_references(setup, Mode::Broadcast, threads, body_bytes).await?;
+    let driver = all[0].target.driver()?;
     let count = options.per_second * options.seconds;
     // A message is with all before the next one is due.
     let p90_ms_max = 1_000.0 / options.per_second as f64;
@@ -51,6 +54,7 @@ pub async fn run(options: &Options) -> Result<Value> {
         "bench": "deliver",
         "machine": machine::describe(),
         "driver": driver,
+        "threads": threads,
         "sessions": sessions,
         "messages_per_second": options.per_second,
         "rounds_discarded": discarded,

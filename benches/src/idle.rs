@@ -109,7 +109,7 @@ async fn product(options: &Options, tls: bool) -> Result<Slope> {
 }
 
 async fn reference(options: &Options, kind: Kind) -> Result<Slope> {
-    let target = Target::reference(kind, Mode::Broadcast).await?;
+    let target = Target::reference(kind, Mode::Broadcast, 1).await?;
     let (from, to) = DESCRIPTOR_EACH;
     slope(if kind == Kind::Raw { "raw" } else { "tokio" }, target, from, to, options).await
 }

@@ -26,6 +26,14 @@ pub fn server_command(program: &std::path::Path) -> tokio::process::Command {
     }
 }
 
+/// How many cores the servers have.
+pub fn server_cores() -> usize {
+    match std::env::var("ROOST_BENCH_SERVER_CPUS") {
+        Ok(cores) => cores.split(',').count(),
+        Err(_) => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+    }
+}
+
 /// For the figures: cores, memory, kernel, processor, how they were shared out, and what was built.
 pub fn describe() -> Value {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();

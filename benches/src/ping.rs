@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::compare;
 use crate::installation::Setup;
 use crate::reference::Mode;
-use crate::target::{ServerOptions, Target, without_waiting};
+use crate::target::{ServerOptions, without_waiting};
 use crate::{Result, machine};
 
 /// What to measure.
@@ -22,7 +22,7 @@ pub struct Options {
     #[arg(long, default_value_t = 5)]
     seconds: usize,
     /// Rounds; the median counts.
-    #[arg(long, default_value_t = 7)]
+    #[arg(long, default_value_t = 5)]
     rounds: usize,
     #[command(flatten)]
     server: ServerOptions,
@@ -33,11 +33,15 @@ const P90_MS_MAX: f64 = 20.0;
 
 /// The product's `ping` and `pong` against echoes of the same bytes.
 pub async fn run(options: &Options) -> Result<Value> {
+    compare::by_threads(options.server.shards, async |threads| with_threads(options, threads).await).await
+}
+
+async fn with_threads(options: &Options, threads: usize) -> Result<Value> {
     let sessions = options.sessions;
-    let setup = Setup { users: sessions, arguments: without_waiting(options.server.arguments()), ..Setup::default() };
-    let product = Target::product(setup).await?;
-    let driver = product.driver()?;
-    let mut all = compare::beside_references(product, Mode::Echo, sessions, 0).await?;
+    let server = ServerOptions { shards: Some(threads), ..options.server.clone() };
+    let setup = Setup { users: sessions, arguments: without_waiting(server.arguments()), ..Setup::default() };
+    let mut all = compare::beside_references(setup, Mode::Echo, threads, 0).await?;
+    let driver = all[0].target.driver()?;
     let count = options.per_second * options.seconds;
     let discarded =
         compare::rounds(&mut all, options.rounds, P90_MS_MAX, |_| format!("ping {count} {}", options.per_second))
@@ -46,6 +50,7 @@ pub async fn run(options: &Options) -> Result<Value> {
         "bench": "ping",
         "machine": machine::describe(),
         "driver": driver,
+        "threads": threads,
         "sessions": sessions,
         "pings_per_second": options.per_second,
         "rounds_discarded": discarded,

@@ -64,10 +64,11 @@ impl Target {
     }
 
     /// A reference.
-    pub async fn reference(kind: Kind, mode: Mode) -> Result<Self> {
+    pub async fn reference(kind: Kind, mode: Mode, threads: usize) -> Result<Self> {
         let name = |value: Option<clap::builder::PossibleValue>| value.map(|value| value.get_name().to_owned());
         let mut command = server_command(&std::env::current_exe()?);
         command.arg("reference").args(name(kind.to_possible_value())).args(name(mode.to_possible_value()));
+        command.args(["--threads", &threads.to_string()]);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
         let mut lines = BufReader::new(child.stdout.take().ok_or("no output")?).lines();
         let line = tokio::time::timeout(Duration::from_secs(60), lines.next_line()).await??;

@@ -23,7 +23,7 @@ use crate::Result;
 /// Which reference.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum Kind {
-    /// io_uring on one thread, without a protocol.
+    /// io_uring, without a protocol.
     Raw,
     /// tokio and fastwebsockets.
     Tokio,
@@ -53,18 +53,21 @@ pub struct Options {
     /// Idle seconds after which the tokio reference pings; the raw one has no timers.
     #[arg(long, default_value_t = 25)]
     pub ping_seconds: u64,
+    /// Threads that hold connections. The raw one broadcasts from a single one.
+    #[arg(long, default_value_t = 1)]
+    pub threads: usize,
 }
 
 /// Serves until the process that started it is gone.
 pub fn serve(options: &Options) -> Result<()> {
     let (kind, mode, frame) = (options.kind, options.mode, message_frame(options.body_bytes));
-    let ping_every = Duration::from_secs(options.ping_seconds);
+    let (ping_every, threads) = (Duration::from_secs(options.ping_seconds), options.threads);
     let (ended, end) = sync_channel(1);
     let failed = ended.clone();
     std::thread::spawn(move || {
         let served = match kind {
-            Kind::Raw => raw_uring::serve(mode, &frame),
-            Kind::Tokio => tokio_fastwebsockets::serve(mode, frame_payload(&frame), ping_every),
+            Kind::Raw => raw_uring::serve(mode, &frame, threads),
+            Kind::Tokio => tokio_fastwebsockets::serve(mode, frame_payload(&frame), ping_every, threads),
         };
         // Nobody listens any more where the end came from outside.
         let _ = failed.send(served);

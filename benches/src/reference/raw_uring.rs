@@ -1,4 +1,4 @@
-//! The ceiling: io_uring on one thread with direct descriptors, a ring of provided buffers, multishot receives and sends
+//! The ceiling: io_uring on as many threads as are asked for, each with direct descriptors, a ring of provided buffers, multishot receives and sends
 //! by pointer to one shared payload, all submitted in batches. No protocol: it never looks at what it receives, beyond
 //! finding the end of the HTTP head (so that any WebSocket client can connect) and counting what asks for a broadcast.
 //!
@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::mpsc::sync_channel;
 
 use bytes::Bytes;
 use io_uring::types::{BufRingEntry, Fd, Fixed};
@@ -33,18 +34,32 @@ const SWITCHING: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocke
 const HEAD_END: &[u8] = b"\r\n\r\n";
 
 /// Serves for ever.
-pub fn serve(mode: Mode, frame: &Bytes) -> Result<()> {
-    let (listener, address) = listen()?;
-    let mut server = Server::new(mode, frame.clone(), listener)?;
+pub fn serve(mode: Mode, frame: &Bytes, threads: usize) -> Result<()> {
+    if mode == Mode::Broadcast && threads > 1 {
+        return Err("a broadcast reaches the connections of one thread only".into());
+    }
+    let (listener, address) = listen(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+    let others = (1..threads).map(|_| Ok(listen(address)?.0)).collect::<Result<Vec<_>>>()?;
+    let (ended, end) = sync_channel(threads);
+    for listener in others.into_iter().chain([listener]) {
+        let (ended, frame) = (ended.clone(), frame.clone());
+        // A ring belongs to the thread that makes it.
+        std::thread::spawn(move || {
+            // The first one to end ends all.
+            let _ = ended.send(Server::new(mode, frame, listener).and_then(|mut server| server.run()));
+        });
+    }
     super::announce(address);
-    server.run()
+    end.recv()?
 }
 
-fn listen() -> Result<(TcpListener, SocketAddr)> {
+/// One of the listeners of a port, among which the kernel shares out what comes.
+fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.set_reuse_port(true)?;
     // Inherited by what is accepted, for a direct descriptor cannot be asked for it afterwards.
     socket.set_tcp_nodelay(true)?;
-    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())?;
+    socket.bind(&address.into())?;
     socket.listen(4096)?;
     let listener = TcpListener::from(socket);
     let address = listener.local_addr()?;

@@ -1,4 +1,4 @@
-//! What a good engineer writes in an afternoon: tokio on all cores, hyper's upgrade, fastwebsockets, one task per
+//! What a good engineer writes in an afternoon: tokio, hyper's upgrade, fastwebsockets, one task per
 //! connection, and a channel per connection that carries the one shared payload.
 
 use std::collections::HashMap;
@@ -40,10 +40,13 @@ enum Outgoing {
 type Socket = TokioIo<Upgraded>;
 
 /// Serves for ever.
-pub fn serve(mode: Mode, payload: Bytes, ping_every: Duration) -> Result<()> {
+pub fn serve(mode: Mode, payload: Bytes, ping_every: Duration, threads: usize) -> Result<()> {
     let server =
         Arc::new(Server { mode, payload, ping_every, connections: Mutex::default(), next: AtomicU64::default() });
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(accept(server))
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    // The accepting loop is a task too, so that it is on one of these.
+    let runtime = runtime.worker_threads(threads).enable_all().build()?;
+    runtime.block_on(async { tokio::spawn(accept(server)).await? })
 }
 
 async fn accept(server: Arc<Server>) -> Result<()> {

@@ -107,7 +107,6 @@ impl Settings {
             ..ServerLimits::OURS
         }
     }
-
 }
 
 pub(super) fn ping_frame(form: Form) -> Bytes {
