@@ -21,6 +21,10 @@ pub struct Options {
     /// Seconds of measurement.
     #[arg(long, default_value_t = 20)]
     seconds: u64,
+    /// Seconds of load before the measurement: Java compiles what is hot while it runs, and before that a broker's figures
+    /// are its compiler's.
+    #[arg(long, default_value_t = 30)]
+    warm_up: u64,
     /// Only one composition: embedded or distributed.
     #[arg(long)]
     only: Option<String>,
@@ -30,8 +34,6 @@ pub struct Options {
 }
 
 const BODY_BYTES: usize = 128;
-/// Java compiles what is hot while it runs: before that a broker's figures are its compiler's.
-const WARM_UP: Duration = Duration::from_secs(30);
 /// The most a second is the highest rate whose p99 stays below this.
 const P99_MS_MAX: f64 = 250.0;
 
@@ -60,7 +62,7 @@ async fn measure(name: &str, composition: Composition, options: &Options) -> Res
         body_bytes: BODY_BYTES,
     };
     // A load of its own, so that neither the latencies nor the CPU have anything of it.
-    sessions.run(Load { during: WARM_UP, ..load }).await?;
+    sessions.run(Load { during: Duration::from_secs(options.warm_up), ..load }).await?;
     let cpu_before = installation.cpu_micros();
     let outcome = sessions.run(load).await?;
     let cpu = (installation.cpu_micros() - cpu_before) / outcome.due.max(1);
