@@ -13,4 +13,4 @@ mod reader;
 mod topics;
 
 pub use config::{KafkaConfig, KafkaUrlError};
-pub use log::KafkaLog;
+pub use log::{KafkaLog, PARTITIONS_DEFAULT};

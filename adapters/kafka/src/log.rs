@@ -12,6 +12,10 @@ use crate::producer::Producer;
 use crate::reader::Reader;
 use crate::topics;
 
+/// Partitions where nobody says another number. Each of them is a part of every request, and a batch of its own in it;
+/// a topic can be worked on by as many workers at once.
+pub const PARTITIONS_DEFAULT: u32 = 12;
+
 /// A Kafka cluster as Roost's log.
 pub struct KafkaLog {
     config: KafkaConfig,
@@ -25,6 +29,12 @@ impl KafkaLog {
     /// Makes the topics that are missing, with this many partitions.
     pub async fn create_topics(config: &KafkaConfig, partitions: u32) -> Result<(), LogError> {
         topics::create(config, partitions).await
+    }
+
+    /// With how many partitions the topics were made; none where they are not there yet.
+    pub async fn partitions_held(config: &KafkaConfig) -> Result<Option<u32>, LogError> {
+        let config = config.clone();
+        blocking(move || topics::held(&config)).await
     }
 
     /// Connects, and refuses topics that are missing or differ in their partition counts.
@@ -55,7 +65,9 @@ impl Log for KafkaLog {
     }
 
     fn append(&self, topic: Topic, records: Vec<NewRecord>) -> AppendFuture {
-        self.producer.append(&self.config.topic(topic), records)
+        // What a worker appends comes in batches already.
+        let patient = topic == Topic::Ingress;
+        self.producer.append(&self.config.topic(topic), patient, records)
     }
 
     async fn bounds(&self, topic: Topic, partition: u32) -> Result<Bounds, LogError> {

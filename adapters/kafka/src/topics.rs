@@ -78,6 +78,16 @@ pub(crate) fn partitions(config: &KafkaConfig, client: &BaseConsumer) -> Result<
     u32::try_from(count).map_err(|_| LogError::Refused("too many partitions".into()))
 }
 
+/// The partition count of the first topic, if it is there. Blocks: for a blocking thread.
+pub(crate) fn held(config: &KafkaConfig) -> Result<Option<u32>, LogError> {
+    let client: BaseConsumer = config.reader().create().map_err(unavailable)?;
+    match partitions_of(&client, &config.topic(Topic::ALL[0])) {
+        Ok(count) => Ok(u32::try_from(count).ok()),
+        Err(LogError::Refused(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 fn partitions_of(client: &BaseConsumer, name: &str) -> Result<usize, LogError> {
     let metadata = client.fetch_metadata(Some(name), ANSWER_WITHIN).map_err(unavailable)?;
     let missing = || LogError::Refused(format!("topic {name} does not exist; run `roost migrate`"));
