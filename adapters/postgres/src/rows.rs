@@ -35,12 +35,13 @@ pub(crate) fn number_or_none(row: &PgRow, name: &str) -> Result<Option<u64>, Sto
 
 /// A column's bytes, as many as there must be.
 pub(crate) fn octets<const N: usize>(row: &PgRow, name: &str) -> Result<[u8; N], StoreError> {
-    get::<&[u8]>(row, name)?.try_into().map_err(|_| unreadable(name))
+    // Not by reference: an answer of the simple protocol holds them as text.
+    get::<Vec<u8>>(row, name)?.try_into().map_err(|_| unreadable(name))
 }
 
 /// A column's digest, where there is one.
 pub(crate) fn digest_or_none(row: &PgRow, name: &str) -> Result<Option<Digest16>, StoreError> {
-    get::<Option<&[u8]>>(row, name)?.map(|digest| digest.try_into().map_err(|_| unreadable(name))).transpose()
+    get::<Option<Vec<u8>>>(row, name)?.map(|digest| digest.try_into().map_err(|_| unreadable(name))).transpose()
 }
 
 pub(crate) fn conversation_id(row: &PgRow) -> Result<ConversationId, StoreError> {
