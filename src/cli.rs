@@ -75,9 +75,9 @@ pub struct BackendArgs {
     /// The store: `embedded:` or `postgres://user:password@host:port/database`.
     #[arg(long, env = "ROOST_STORE", default_value = "embedded:", value_name = "URL", hide_env_values = true)]
     pub store: String,
-    /// Partitions of the log's topics; fixed by the first migration.
-    #[arg(long, env = "ROOST_PARTITIONS", default_value_t = roost_protocol::partition::PARTITIONS_DEFAULT)]
-    pub partitions: u32,
+    /// Partitions of the log's topics; fixed by the first migration. Without it a new log has 48, and in Kafka 12.
+    #[arg(long, env = "ROOST_PARTITIONS")]
+    pub partitions: Option<u32>,
 }
 
 /// Where sessions are registered.
@@ -207,9 +207,10 @@ pub struct ProxiesArgs {
 /// What numbers messages.
 #[derive(Debug, Clone, Args)]
 pub struct PersistArgs {
-    /// Transactions at one time; partitions are shared between the lanes.
-    #[arg(long, env = "ROOST_LANES", default_value_t = 2)]
-    pub lanes: usize,
+    /// Transactions at one time; partitions are shared between the lanes. Without it two, and for the role alone one
+    /// where it has one or two cores.
+    #[arg(long, env = "ROOST_LANES")]
+    pub lanes: Option<usize>,
 }
 
 /// Where a worker says that it is well.

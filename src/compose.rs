@@ -98,8 +98,12 @@ impl Backends {
                 (log.log_id().to_owned(), log.partitions())
             }
             Place::Server(config) => {
-                KafkaLog::create_topics(config, args.partitions).await?;
-                (KafkaLog::log_id_of(config), args.partitions)
+                let partitions = match args.partitions {
+                    Some(partitions) => partitions,
+                    None => KafkaLog::partitions_held(config).await?.unwrap_or(roost_kafka::PARTITIONS_DEFAULT),
+                };
+                KafkaLog::create_topics(config, partitions).await?;
+                (KafkaLog::log_id_of(config), partitions)
             }
         };
         let _data = if matches!(store_place, Place::Embedded) { Some(DataLock::take(&args.data)?) } else { None };
@@ -214,7 +218,7 @@ fn places(args: &BackendArgs) -> Result<(Place<KafkaConfig>, Place<String>), Pro
         "postgres" | "postgresql" => Place::Server(args.store.clone()),
         other => return Err(unknown("store", other, "embedded: or postgres://user@host:port/database")),
     };
-    if args.partitions == 0 || args.partitions > 4_096 {
+    if args.partitions.is_some_and(|partitions| !(1..=4_096).contains(&partitions)) {
         return Err(Problem::Setting("partitions must be between 1 and 4096".into()));
     }
     Ok((log, store))
@@ -230,7 +234,8 @@ async fn open_store(args: &BackendArgs, place: &Place<String>) -> Result<Arc<dyn
 }
 
 fn log_options(args: &BackendArgs) -> roost_embedded::log::Options {
-    roost_embedded::log::Options { partitions: args.partitions, ..Default::default() }
+    let partitions = args.partitions.unwrap_or(roost_protocol::partition::PARTITIONS_DEFAULT);
+    roost_embedded::log::Options { partitions, ..Default::default() }
 }
 
 fn migration(log_id: &str, partitions: u32) -> Migration {
@@ -291,7 +296,7 @@ mod tests {
             data: "data".into(),
             log: "embedded:".into(),
             store: "mysql://user:secret@host/db".into(),
-            partitions: 48,
+            partitions: None,
         };
         let error = places(&args).expect_err("unknown").to_string();
         assert!(error.contains("mysql") && error.contains("postgres://") && !error.contains("secret"), "{error}");

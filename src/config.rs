@@ -137,7 +137,7 @@ mod tests {
         let cli = read_words(&["roost", "serve", "--config", path, "--listen", "127.0.0.1:2"]).expect("good");
         assert_eq!(cli.common.log_format, crate::cli::LogFormat::Json);
         let Command::Serve(args) = cli.command else { panic!("not serve") };
-        assert_eq!((args.gateway.listen.port(), args.persist.lanes), (2, 3));
+        assert_eq!((args.gateway.listen.port(), args.persist.lanes), (2, Some(3)));
         assert_eq!(args.gateway.origins, ["https://a", "https://b"]);
     }
 

@@ -43,7 +43,11 @@ fn main() -> ExitCode {
     raise_descriptor_limit();
     // Fail points are configured from the environment, where this build has them: crash tests need them.
     let _fail_points = fail::FailScenario::setup();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if let Some(threads) = runtime_threads(&cli.command) {
+        builder.worker_threads(threads);
+    }
+    let runtime = match builder.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("roost: the runtime does not start: {error}");
@@ -60,6 +64,13 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// A role alone has one thread for every two cores: what goes on there is small and comes in turns, and a thread more
+/// is woken for nothing most of the time. None is tokio's own choice.
+fn runtime_threads(command: &Command) -> Option<usize> {
+    let alone = matches!(command, Command::Gateway(_) | Command::Persist(_) | Command::Fanout(_));
+    alone.then(|| std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2)))
 }
 
 /// Systems give a process few descriptors and let it have many: every session without io_uring takes one.

@@ -37,7 +37,7 @@ pub async fn serve(args: &ServeArgs) -> Result<(), Problem> {
     let api = make_api(&backends, &registry, String::new(), &args.gateway.proxies.trusted_proxies, &stopping).await?;
     delivery.attach(api.sink());
     let sender: Arc<dyn Delivery> = delivery.clone();
-    let persist = start_persist(&backends, &sender, &args.persist);
+    let persist = start_persist(&backends, &sender, &args.persist, persist::Config::default().lanes);
     let fanout = start_fanout(&backends, &registry, &sender);
     let server = api.server();
     let gateway = start_gateway(&args.gateway, None, &backends, &registry, String::new(), &server).await?;
@@ -96,7 +96,7 @@ pub async fn gateway(args: &GatewayRoleArgs) -> Result<(), Problem> {
 pub async fn persist(args: &PersistRoleArgs) -> Result<(), Problem> {
     let backends = Backends::open(&args.backend).await?;
     let delivery = compose::mesh_delivery(&compose::mesh_config(args.secret.mesh_secret_file.as_deref())?);
-    let worker = start_persist(&backends, &delivery, &args.persist);
+    let worker = start_persist(&backends, &delivery, &args.persist, lanes_alone());
     let _health = serve_health(&args.health, &backends).await?;
     println!("roost persist is ready");
     stop_asked().await;
@@ -243,8 +243,20 @@ async fn serve_handed_over(mut connections: mpsc::Receiver<HandedOver>, server: 
     }
 }
 
-fn start_persist(backends: &Backends, delivery: &Arc<dyn Delivery>, args: &PersistArgs) -> persist::Handle {
-    let config = persist::Config { lanes: args.lanes.max(1), ..persist::Config::default() };
+/// Lanes of the role alone: on few cores a second one only makes more transactions of fewer messages each.
+fn lanes_alone() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    if cores <= 2 { 1 } else { persist::Config::default().lanes }
+}
+
+fn start_persist(
+    backends: &Backends,
+    delivery: &Arc<dyn Delivery>,
+    args: &PersistArgs,
+    lanes: usize,
+) -> persist::Handle {
+    let lanes = args.lanes.unwrap_or(lanes).max(1);
+    let config = persist::Config { lanes, ..persist::Config::default() };
     let ports = persist::Ports {
         log: Arc::clone(&backends.log),
         store: Arc::clone(&backends.store),
