@@ -162,8 +162,7 @@ impl<D: Driver> Shard<D> {
         self.take_completions();
         self.wake_due();
         self.step_drain();
-        let shared = Arc::clone(&self.shared);
-        let refused = self.ingress.flush(&shared, self.index);
+        let refused = self.ingress.flush(&self.shared, self.index);
         self.sends_failed(refused);
         while !self.wants.is_empty() || !self.touched.is_empty() {
             self.serve_wants();
