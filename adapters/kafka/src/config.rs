@@ -27,6 +27,10 @@ const HEARTBEAT_MS: u32 = 3_000;
 /// Records and bytes that wait for the broker; beyond, appends are refused as full.
 pub(crate) const QUEUE_RECORDS_MAX: usize = 200_000;
 pub(crate) const QUEUE_BYTES_MAX: usize = 128 * 1024 * 1024;
+/// What librdkafka itself would refuse at: above ours, so that a call is refused as a whole.
+const LIBRARY_RECORDS_MAX: usize = QUEUE_RECORDS_MAX * 2;
+const LIBRARY_KIB_MAX: usize = QUEUE_BYTES_MAX / 1024 * 2;
+
 impl KafkaConfig {
     /// Reads the URL form.
     pub fn parse(url: &str) -> Result<Self, KafkaUrlError> {
@@ -77,6 +81,21 @@ impl KafkaConfig {
 
     pub(crate) fn admin(&self) -> ClientConfig {
         self.client()
+    }
+
+    pub(crate) fn producer(&self) -> ClientConfig {
+        let mut config = self.client();
+        config
+            .set("acks", "all")
+            .set("enable.idempotence", "true")
+            // What has arrived makes a batch: waiting for more only adds latency.
+            .set("linger.ms", "0")
+            // The gateway's own deadline answers `retry`; a record given up here could still land later.
+            .set("message.timeout.ms", "0")
+            .set("message.max.bytes", "1000000")
+            .set("queue.buffering.max.messages", LIBRARY_RECORDS_MAX.to_string())
+            .set("queue.buffering.max.kbytes", LIBRARY_KIB_MAX.to_string());
+        config
     }
 
     pub(crate) fn consumer(&self, group: &str) -> ClientConfig {

@@ -12,8 +12,8 @@ use crate::producer::Producer;
 use crate::reader::Reader;
 use crate::topics;
 
-/// Partitions where nobody says another number. Each of them is a part of every request, and a batch of its own in it;
-/// a topic can be worked on by as many workers at once.
+/// Partitions where nobody says another number. Each of them is a request of its own whenever something is in it; a topic
+/// can be worked on by as many workers at once.
 pub const PARTITIONS_DEFAULT: u32 = 12;
 
 /// A Kafka cluster as Roost's log.
@@ -65,9 +65,7 @@ impl Log for KafkaLog {
     }
 
     fn append(&self, topic: Topic, records: Vec<NewRecord>) -> AppendFuture {
-        // What a worker appends comes in batches already.
-        let patient = topic == Topic::Ingress;
-        self.producer.append(&self.config.topic(topic), patient, records)
+        self.producer.append(&self.config.topic(topic), records)
     }
 
     async fn bounds(&self, topic: Topic, partition: u32) -> Result<Bounds, LogError> {

@@ -1,31 +1,23 @@
-//! The producer: records go in line at the call, and what the brokers answer is counted.
-//!
-//! It speaks the protocol itself, because a request costs a broker as much for one record as for many: librdkafka sends
-//! the records of one partition in each request, and this one what has come for all partitions that a broker leads.
-//!
-//! | file | decides |
-//! |---|---|
-//! | `line` | what goes to which broker, in which order, and again; without I/O |
-//! | `wire` | how it looks |
-//! | `link` | nothing: threads that send |
-
-mod line;
-mod link;
-mod wire;
+//! The producer: records go in line at the call, their delivery reports are counted, and it is replaced after a fatal
+//! error.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::FutureExt;
-use parking_lot::Mutex;
-use roost_ports::log::{AppendError, AppendFuture, LogError, NewRecord};
+use parking_lot::{Mutex, RwLock};
+use rdkafka::ClientContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::Message;
+use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
+use roost_ports::log::{AppendError, AppendFuture, LogError, NewRecord, Position};
 use roost_protocol::limits;
 use tokio::sync::oneshot;
 
 use crate::KafkaConfig;
 use crate::config::{QUEUE_BYTES_MAX, QUEUE_RECORDS_MAX};
-use line::{Answer, Waiting};
-use link::Shared;
+
+type Answer = Result<Position, AppendError>;
 
 /// One call of append, shared by the delivery reports of its records.
 struct Batch {
@@ -46,7 +38,7 @@ impl Batch {
     }
 }
 
-/// A record's place in its batch.
+/// A record's place in its batch, carried through librdkafka.
 struct Ticket {
     batch: Arc<Batch>,
     index: usize,
@@ -76,12 +68,6 @@ impl InLine {
     }
 }
 
-impl Ticket {
-    fn settle(self, answer: Answer) {
-        self.batch.settle(self.index, answer);
-    }
-}
-
 impl Drop for Ticket {
     fn drop(&mut self) {
         self.in_line.records.fetch_sub(1, Ordering::AcqRel);
@@ -89,23 +75,50 @@ impl Drop for Ticket {
     }
 }
 
+struct Reports;
+
+impl ClientContext for Reports {
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::warn!(%error, reason, "kafka producer");
+    }
+}
+
+impl ProducerContext for Reports {
+    type DeliveryOpaque = Box<Ticket>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<Ticket>) {
+        let answer = match result {
+            Ok(message) => Ok(Position(u64::try_from(message.offset()).unwrap_or(0))),
+            Err((error, _)) => Err(append_error(error)),
+        };
+        ticket.batch.settle(ticket.index, answer);
+    }
+}
+
 /// Appends records, in the order of the calls.
 pub(crate) struct Producer {
-    shared: Arc<Shared>,
+    config: KafkaConfig,
+    current: RwLock<Arc<ThreadedProducer<Reports>>>,
+    /// Makes the order of calls the order in the queue, also across threads.
+    line: Mutex<()>,
     in_line: Arc<InLine>,
 }
 
 impl Producer {
     pub(crate) fn new(config: &KafkaConfig) -> Result<Self, LogError> {
-        let shared = Shared::start(&config.brokers).map_err(|error| LogError::Unavailable(error.to_string()))?;
-        Ok(Self { shared, in_line: Arc::default() })
+        Ok(Self {
+            config: config.clone(),
+            current: RwLock::new(Arc::new(create(config)?)),
+            line: Mutex::new(()),
+            in_line: Arc::default(),
+        })
     }
 
-    /// Patient records may wait a little for others to come.
-    pub(crate) fn append(&self, topic: &str, patient: bool, records: Vec<NewRecord>) -> AppendFuture {
+    pub(crate) fn append(&self, topic: &str, records: Vec<NewRecord>) -> AppendFuture {
         if records.is_empty() {
             return std::future::ready(Vec::new()).boxed();
         }
+        self.replace_after_fatal_error();
         let (done, answers) = oneshot::channel();
         let batch = Arc::new(Batch {
             answers: Mutex::new(vec![Err(AppendError::Unknown("no report".into())); records.len()]),
@@ -113,39 +126,68 @@ impl Producer {
             done: Mutex::new(Some(done)),
         });
         let count = records.len();
-        self.shared.push(topic, patient, || self.enter(records, &batch));
+        self.enqueue(topic, records, &batch);
         async move {
             answers.await.unwrap_or_else(|_| vec![Err(AppendError::Unknown("the producer ended".into())); count])
         }
         .boxed()
     }
 
-    /// Those that have room, with their tickets; the others have their answer.
-    fn enter(&self, records: Vec<NewRecord>, batch: &Arc<Batch>) -> Vec<(u32, Waiting<Ticket>)> {
+    fn enqueue(&self, topic: &str, records: Vec<NewRecord>, batch: &Arc<Batch>) {
+        let producer = self.current.read().clone();
+        let _line = self.line.lock();
         let fits = |record: &NewRecord| record.payload.len() <= limits::RECORD_BYTES_MAX;
         let (count, bytes) = records
             .iter()
             .filter(|record| fits(record))
             .fold((0, 0), |(count, bytes), record| (count + 1, bytes + record.payload.len()));
         let room = self.in_line.take(count, bytes);
-        let mut entered = Vec::with_capacity(count);
-        for (index, NewRecord { partition, payload }) in records.into_iter().enumerate() {
-            if payload.len() > limits::RECORD_BYTES_MAX {
+        for (index, record) in records.into_iter().enumerate() {
+            if !fits(&record) {
                 batch.settle(index, Err(AppendError::TooLarge));
-            } else if !room {
+                continue;
+            }
+            if !room {
                 batch.settle(index, Err(AppendError::Full));
-            } else {
-                let (batch, in_line) = (Arc::clone(batch), Arc::clone(&self.in_line));
-                let ticket = Ticket { batch, index, bytes: payload.len(), in_line };
-                entered.push((partition, Waiting { payload, ticket }));
+                continue;
+            }
+            let ticket =
+                Ticket { batch: batch.clone(), index, bytes: record.payload.len(), in_line: self.in_line.clone() };
+            let base = BaseRecord::<(), [u8], Box<Ticket>>::with_opaque_to(topic, Box::new(ticket))
+                .partition(i32::try_from(record.partition).unwrap_or(i32::MAX))
+                .payload(&record.payload);
+            if let Err((error, _)) = producer.send(base) {
+                batch.settle(index, Err(append_error(&error)));
             }
         }
-        entered
+    }
+
+    /// An idempotent producer that has met a fatal error sends nothing any more. What it had in line is reported as
+    /// unknown; whoever appended it decides.
+    fn replace_after_fatal_error(&self) {
+        let failed = self.current.read().clone();
+        let Some((code, reason)) = failed.client().fatal_error() else { return };
+        let mut current = self.current.write();
+        if Arc::ptr_eq(&failed, &current) {
+            match create(&self.config) {
+                Ok(new) => {
+                    tracing::error!(%code, reason, "the kafka producer met a fatal error and was replaced");
+                    *current = Arc::new(new);
+                }
+                Err(error) => tracing::error!(%error, "no new kafka producer could be made"),
+            }
+        }
     }
 }
 
-impl Drop for Producer {
-    fn drop(&mut self) {
-        self.shared.close();
+fn create(config: &KafkaConfig) -> Result<ThreadedProducer<Reports>, LogError> {
+    config.producer().create_with_context(Reports).map_err(|error| LogError::Unavailable(error.to_string()))
+}
+
+fn append_error(error: &KafkaError) -> AppendError {
+    match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::QueueFull) => AppendError::Full,
+        Some(RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidMessageSize) => AppendError::TooLarge,
+        _ => AppendError::Unknown(error.to_string()),
     }
 }
