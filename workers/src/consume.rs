@@ -81,8 +81,25 @@ pub trait Machine: Send + 'static {
 
 /// Performs a machine's effects.
 pub trait Perform<M: Machine>: Send + Sync + 'static {
-    /// Begins an effect, in the order of the calls; the future brings back what became of it, if the machine cares.
-    fn perform(&self, effect: M::Effect) -> BoxFuture<'static, Option<M::Done>>;
+    /// Begins an effect, in the order of the calls; the future brings back what became of it. None where nothing comes
+    /// back, or comes back by itself, as [`Perform::take_landed`] says.
+    fn perform(&self, effect: M::Effect) -> Option<BoxFuture<'static, M::Done>>;
+
+    /// What has come back by itself. It is asked for at every turn, so that nobody is woken for what can wait; and some
+    /// time after a turn that left something on its way.
+    fn take_landed(&self) -> Vec<M::Done> {
+        Vec::new()
+    }
+
+    /// Whether something on its way comes back by itself.
+    fn awaits_landing(&self) -> bool {
+        false
+    }
+
+    /// Resolves when something has come back by itself that cannot wait. Cancel-safe.
+    fn landed_badly(&self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
 }
 
 /// Which consumer group a worker joins.
@@ -102,6 +119,8 @@ const EVENTS_AT_ONCE_MAX: usize = 64;
 /// What is armed where nothing is due.
 const FAR: Duration = Duration::from_secs(3600);
 const LOG_BACKOFF: Duration = Duration::from_millis(500);
+/// What comes back by itself is looked for after this time where no turn comes before.
+const LANDING_WAIT: Duration = Duration::from_millis(50);
 
 /// Runs a machine until `stop` resolves (or its sender is dropped) and it has settled; then leaves the group.
 pub async fn run<M: Machine>(
@@ -113,24 +132,28 @@ pub async fn run<M: Machine>(
     let Some(mut consumer) = join(&membership, &mut stop).await else { return };
     let began = Instant::now();
     let now_ms = || u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let mut work: FuturesUnordered<BoxFuture<'static, Option<M::Done>>> = FuturesUnordered::new();
+    let mut work: FuturesUnordered<BoxFuture<'static, M::Done>> = FuturesUnordered::new();
     let mut consumer_rests_until: Option<Instant> = None;
     let mut stop_by: Option<Instant> = None;
     let sleep = tokio::time::sleep(FAR);
     pin_mut!(sleep);
     let mut armed: Option<Instant> = None;
     loop {
+        for done in performer.take_landed() {
+            machine.on_done(done, now_ms());
+        }
         while let Some(step) = machine.poll_step(now_ms()) {
             match step {
                 Step::Consumer(command) => obey(consumer.as_mut(), command),
-                Step::Work(effect) => work.push(performer.perform(effect)),
+                Step::Work(effect) => work.extend(performer.perform(effect)),
             }
         }
         if stop_by.is_some_and(|by| machine.is_settled() || Instant::now() >= by) {
             break;
         }
         let due = machine.deadline().map(|at| began + Duration::from_millis(at));
-        let wake = [due, stop_by, consumer_rests_until].into_iter().flatten().min();
+        let landing = performer.awaits_landing().then(|| Instant::now() + LANDING_WAIT);
+        let wake = [due, stop_by, consumer_rests_until, landing].into_iter().flatten().min();
         // Armed too early it wakes once for nothing; to arm it at every turn would cost more.
         if armed.is_none() || wake.is_some_and(|wake| armed.is_some_and(|armed| wake < armed)) {
             let at = wake.unwrap_or_else(|| Instant::now() + FAR);
@@ -145,12 +168,11 @@ pub async fn run<M: Machine>(
             Some(done) = work.next(), if !work.is_empty() => {
                 let mut next = Some(done);
                 while let Some(done) = next {
-                    if let Some(done) = done {
-                        machine.on_done(done, now_ms());
-                    }
+                    machine.on_done(done, now_ms());
                     next = work.next().now_or_never().flatten();
                 }
             }
+            () = performer.landed_badly() => {}
             () = &mut sleep => {
                 armed = None;
                 if consumer_rests_until.is_some_and(|until| Instant::now() >= until) {

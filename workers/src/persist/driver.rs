@@ -67,31 +67,34 @@ struct Driver {
 }
 
 impl Perform<Machine> for Driver {
-    fn perform(&self, effect: Effect) -> BoxFuture<'static, Option<Done>> {
+    fn perform(&self, effect: Effect) -> Option<BoxFuture<'static, Done>> {
         match effect {
-            Effect::Claim { partition, generation } => self.claim(partition, generation),
-            Effect::Replay { partition, generation, records } => self.replay(partition, generation, records),
-            Effect::Apply { lane, transaction, batch } => self.apply(lane, transaction, batch),
-            Effect::Publish { call, records } => self.publish(call, records),
-            Effect::Verdicts(batches) => self.tell(batches),
+            Effect::Claim { partition, generation } => Some(self.claim(partition, generation)),
+            Effect::Replay { partition, generation, records } => Some(self.replay(partition, generation, records)),
+            Effect::Apply { lane, transaction, batch } => Some(self.apply(lane, transaction, batch)),
+            Effect::Publish { call, records } => Some(self.publish(call, records)),
+            Effect::Verdicts(batches) => {
+                self.tell(batches);
+                None
+            }
             Effect::SetPublished { partition, generation, epoch, published } => {
-                self.set_published(partition, generation, epoch, published)
+                Some(self.set_published(partition, generation, epoch, published))
             }
             Effect::Alarm { partition, text } => {
                 tracing::error!(partition, text, "persist: a person has to look");
-                future::ready(None).boxed()
+                None
             }
         }
     }
 }
 
 impl Driver {
-    fn claim(&self, partition: u32, generation: u64) -> BoxFuture<'static, Option<Done>> {
+    fn claim(&self, partition: u32, generation: u64) -> BoxFuture<'static, Done> {
         let (ports, log_id, side_calls) = (self.ports.clone(), Arc::clone(&self.log_id), Arc::clone(&self.side_calls));
         async move {
             let _turn = side_calls.acquire().await;
             let result = claim(&ports, &log_id, partition).await;
-            Some(Done::Claimed { partition, generation, result })
+            Done::Claimed { partition, generation, result }
         }
         .boxed()
     }
@@ -101,19 +104,19 @@ impl Driver {
         partition: u32,
         generation: u64,
         records: Vec<roost_ports::store::Incoming>,
-    ) -> BoxFuture<'static, Option<Done>> {
+    ) -> BoxFuture<'static, Done> {
         let (ports, log_id, side_calls) = (self.ports.clone(), Arc::clone(&self.log_id), Arc::clone(&self.side_calls));
         async move {
             let _turn = side_calls.acquire().await;
             pass(fail_points::BEFORE_REPLAY_LOOKUP);
             let result = ports.store.replay(&log_id, partition, &records).await;
             pass(fail_points::AFTER_REPLAY_LOOKUP);
-            Some(Done::Replayed { partition, generation, records, result })
+            Done::Replayed { partition, generation, records, result }
         }
         .boxed()
     }
 
-    fn apply(&self, lane: usize, transaction: u64, batch: Arc<ApplyBatch>) -> BoxFuture<'static, Option<Done>> {
+    fn apply(&self, lane: usize, transaction: u64, batch: Arc<ApplyBatch>) -> BoxFuture<'static, Done> {
         let store = Arc::clone(&self.ports.store);
         let records: usize = batch.parts.iter().map(|part| part.records.len()).sum();
         let apply = async move {
@@ -128,22 +131,19 @@ impl Driver {
             let apply = AssertUnwindSafe(apply).catch_unwind();
             let panicked = |_| Err(ApplyError::Uncertain("the store has panicked".into()));
             return apply
-                .map(move |result| Some(Done::Applied { lane, transaction, result: result.unwrap_or_else(panicked) }))
+                .map(move |result| Done::Applied { lane, transaction, result: result.unwrap_or_else(panicked) })
                 .boxed();
         }
         // Lanes encode their rows beside one another.
         let applied = tokio::spawn(apply);
         async move {
             let result = applied.await.unwrap_or_else(|error| Err(ApplyError::Uncertain(error.to_string())));
-            Some(Done::Applied { lane, transaction, result })
+            Done::Applied { lane, transaction, result }
         }
         .boxed()
     }
 
-    fn tell(
-        &self,
-        batches: Vec<(roost_protocol::records::Endpoint, roost_ports::delivery::DeliveryBatch)>,
-    ) -> BoxFuture<'static, Option<Done>> {
+    fn tell(&self, batches: Vec<(roost_protocol::records::Endpoint, roost_ports::delivery::DeliveryBatch)>) {
         let sent: Vec<_> = batches
             .into_iter()
             .map(|(endpoint, batch)| {
@@ -165,11 +165,10 @@ impl Driver {
             let lost: u64 = future::join_all(sent).await.into_iter().sum();
             evidence.verdicts_lost.add(lost);
         });
-        future::ready(None).boxed()
     }
 
     /// The *call* of the append puts the records in line, so it is made here and not in the future.
-    fn publish(&self, call: u64, records: Vec<(Topic, NewRecord)>) -> BoxFuture<'static, Option<Done>> {
+    fn publish(&self, call: u64, records: Vec<(Topic, NewRecord)>) -> BoxFuture<'static, Done> {
         pass(fail_points::BEFORE_PUBLISH);
         let topics: Vec<Topic> = records.iter().map(|&(topic, _)| topic).collect();
         let mut notices = Vec::new();
@@ -189,7 +188,7 @@ impl Driver {
                 let answers = if topic == Topic::Deliver { &mut messages } else { &mut notices };
                 answers.next().unwrap_or_else(no_answer)
             });
-            Some(Done::Published { call, results: results.collect() })
+            Done::Published { call, results: results.collect() }
         }
         .boxed()
     }
@@ -200,14 +199,14 @@ impl Driver {
         generation: u64,
         epoch: u64,
         published: Position,
-    ) -> BoxFuture<'static, Option<Done>> {
+    ) -> BoxFuture<'static, Done> {
         let (ports, log_id, side_calls) = (self.ports.clone(), Arc::clone(&self.log_id), Arc::clone(&self.side_calls));
         async move {
             let _turn = side_calls.acquire().await;
             pass(fail_points::BEFORE_SET_PUBLISHED);
             let result = ports.store.set_published(&log_id, partition, epoch, published).await;
             pass(fail_points::AFTER_SET_PUBLISHED);
-            Some(Done::Noted { partition, generation, published, result })
+            Done::Noted { partition, generation, published, result }
         }
         .boxed()
     }
