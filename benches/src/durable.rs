@@ -85,9 +85,12 @@ async fn measure(name: &str, composition: Composition, options: &Options) -> Res
     Ok(figures)
 }
 
+/// So often a rate is tried before it counts as missed: a disk that others use stands still now and then.
+const TRIES: u32 = 3;
+
 /// Raises the rate by a fifth at a time until the p99 is missed. 0 means that it was missed from the beginning.
 async fn most(name: &str, sessions: &Sessions, from: u64) -> Result<u64> {
-    let (mut best, mut rate) = (0, from);
+    let (mut best, mut rate, mut missed) = (0, from, 0);
     loop {
         let load = Load {
             per_second: rate,
@@ -98,10 +101,14 @@ async fn most(name: &str, sessions: &Sessions, from: u64) -> Result<u64> {
         let outcome = sessions.run(load).await?;
         let p99 = Outcome::ms(&outcome.sent, 0.99);
         eprintln!("{name}: {rate} a second: p99 {p99} ms, {} unanswered", outcome.unanswered);
-        if p99 >= P99_MS_MAX || outcome.unanswered > 0 {
+        if p99 < P99_MS_MAX && outcome.unanswered == 0 {
+            (best, missed) = (rate, 0);
+            rate += rate / 5;
+            continue;
+        }
+        missed += 1;
+        if missed == TRIES {
             return Ok(best);
         }
-        best = rate;
-        rate += rate / 5;
     }
 }
