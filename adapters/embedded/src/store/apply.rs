@@ -8,7 +8,8 @@ use roost_ports::store::{Applied, ApplyBatch, Claim, PartBatch, PartOutcome, Sto
 use roost_protocol::ConversationId;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
-use super::numbered::{ConversationNumber, InsertMessage, Lookup, insert_rejection};
+use super::numbered::{ConversationNumber, InsertMessage, Lookup, insert_rejection, join_newest, newest_seq};
+use super::schema;
 
 /// Raises the owner's epoch and returns the progress.
 pub(super) fn claim(
@@ -96,8 +97,13 @@ type Numbers = HashMap<ConversationId, ConversationNumber>;
 
 fn look_up(connection: &Connection, needs: &Needs) -> rusqlite::Result<(Found, Numbers)> {
     let (mut found, mut numbers) = (Found::default(), Numbers::with_capacity(needs.conversations.len()));
-    let mut select = connection
-        .prepare_cached("SELECT number, last_seq, members_version FROM conversations WHERE conversation_id = ?1")?;
+    let mut select = connection.prepare_cached(concat!(
+        "SELECT c.number, ",
+        newest_seq!(),
+        ", newest.members_version FROM conversations c ",
+        join_newest!("c.number"),
+        "WHERE c.conversation_id = ?1",
+    ))?;
     for conversation in &needs.conversations {
         let mut rows = select.query([conversation.as_bytes()])?;
         if let Some(row) = rows.next()? {
@@ -132,18 +138,12 @@ fn look_up(connection: &Connection, needs: &Needs) -> rusqlite::Result<(Found, N
 
 fn insert(connection: &Connection, log_id: &str, plan: &Plan<'_>, numbers: &mut Numbers) -> rusqlite::Result<()> {
     if !plan.messages.is_empty() {
-        let sql = "UPDATE store SET changed = changed + 1 RETURNING changed";
-        let changed: u64 = connection.prepare_cached(sql)?.query_row([], |row| row.get(0))?;
+        let changed = schema::next_change(connection)?;
         insert_conversations(connection, plan, changed, numbers)?;
-        let mut update = connection.prepare_cached(
-            "UPDATE conversations SET last_seq = ?2, members_version = ?3, changed = ?4 WHERE number = ?1",
-        )?;
-        for row in &plan.updated_conversations {
-            update.execute(params![numbers[&row.conversation_id].0, row.last_seq, row.members_version, changed])?;
-        }
+        // Where a conversation stands is in the row of its newest message: the plan's updates are these inserts.
         let mut message = InsertMessage::new(connection)?;
         for row in &plan.messages {
-            message.insert(numbers[&row.identity.conversation_id], row)?;
+            message.insert(numbers[&row.identity.conversation_id], row, changed)?;
         }
     }
     for row in &plan.rejections {
@@ -167,11 +167,9 @@ fn insert_conversations(
 ) -> rusqlite::Result<()> {
     for row in &plan.new_conversations {
         let mut insert = connection.prepare_cached(
-            "INSERT INTO conversations (conversation_id, kind, title, created, last_seq, members_version, changed)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            "INSERT INTO conversations (conversation_id, kind, title, created) VALUES (?1, ?2, ?3, ?4)",
         )?;
-        let (id, kind) = (row.conversation_id.as_bytes(), row.kind.as_str());
-        insert.execute(params![id, kind, row.title, row.created, row.last_seq, row.members_version, changed])?;
+        insert.execute(params![row.conversation_id.as_bytes(), row.kind.as_str(), row.title, row.created])?;
         let number = connection.last_insert_rowid();
         numbers.insert(row.conversation_id, ConversationNumber(number));
         let mut insert = connection

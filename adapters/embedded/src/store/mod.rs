@@ -37,13 +37,32 @@ pub struct SqliteStore {
     // Dropped in this order: the writer closes last, as the connection that knows what is in the write-ahead log.
     readers: Readers,
     writer: Writer,
+    applies: Applies,
 }
+
+/// Which thread runs the transaction of [`Store::apply`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Applies {
+    /// The writer's, whoever calls.
+    OnTheWriter,
+    /// For a small batch the caller's, which stands still for it: for a caller on a thread of its own, which then is not
+    /// woken for the outcome, nor the writer for the work. A large one leaves the caller free to prepare the next.
+    OnTheCaller,
+}
+
+/// A batch of so many records goes to the writer, whatever [`Applies`] says.
+const RECORDS_FOR_THE_WRITER: usize = 64;
 
 impl SqliteStore {
     /// Opens the file, and makes it if it is not there; its folder must be. [`Store::migrate`] makes the tables.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
+        Self::open_with(path, Applies::OnTheWriter)
+    }
+
+    /// The same, and says which thread applies.
+    pub fn open_with(path: &Path, applies: Applies) -> Result<Self, StoreError> {
         let writer = Writer::open(path).map_err(connection::store_error)?;
-        Ok(Self { writer, readers: Readers::new(path) })
+        Ok(Self { writer, readers: Readers::new(path), applies })
     }
 
     /// Reads one state of the Store.
@@ -92,8 +111,14 @@ impl Store for SqliteStore {
     async fn apply(&self, batch: &ApplyBatch) -> Result<Applied, ApplyError> {
         batch.assert_well_formed();
         let batch = batch.clone();
+        let records: usize = batch.parts.iter().map(|part| part.records.len()).sum();
+        let here = self.applies == Applies::OnTheCaller && records < RECORDS_FOR_THE_WRITER;
         let work = move |connection: &Connection| apply::apply(connection, &batch);
-        self.writer.run_then(work, apply::committed).await.map_err(writer::WriteError::into_apply_error)
+        let applied = match here {
+            true => self.writer.run_here_then(work, apply::committed).await,
+            false => self.writer.run_then(work, apply::committed).await,
+        };
+        applied.map_err(writer::WriteError::into_apply_error)
     }
 
     async fn replay(&self, log_id: &str, partition: u32, records: &[Incoming]) -> Result<Vec<Replayed>, StoreError> {

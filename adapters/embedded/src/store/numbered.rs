@@ -33,6 +33,28 @@ macro_rules! message_columns {
 }
 pub(super) use message_columns;
 
+/// The row of a conversation's newest message, joined as `newest` by the expression of its number.
+macro_rules! join_newest {
+    ($number:literal) => {
+        concat!(
+            "CROSS JOIN messages newest ON newest.id = (SELECT MAX(id) FROM messages WHERE id BETWEEN ",
+            $number,
+            " << 32 AND (",
+            $number,
+            " << 32) + 0xffffffff) "
+        )
+    };
+}
+pub(super) use join_newest;
+
+/// The seq of the joined row.
+macro_rules! newest_seq {
+    () => {
+        "(newest.id & 0xffffffff)"
+    };
+}
+pub(super) use newest_seq;
+
 /// A message of this conversation from its row.
 pub(super) fn deliver_record(conversation_id: ConversationId, row: &Row<'_>) -> rusqlite::Result<DeliverRecord> {
     let event = match row.get_ref(6)?.as_str_or_null()? {
@@ -117,13 +139,19 @@ impl<'c> InsertMessage<'c> {
     pub(super) fn new(connection: &'c Connection) -> rusqlite::Result<Self> {
         let insert = connection.prepare_cached(
             "INSERT INTO messages
-             (id, sender_id, device_id, client_msg_id, time, members_version, digest, event, content_type, body)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+             (id, sender_id, device_id, client_msg_id, time, members_version, digest, event, content_type, body,
+              changed)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
         )?;
         Ok(Self(insert))
     }
 
-    pub(super) fn insert(&mut self, number: ConversationNumber, row: &NewMessage<'_>) -> rusqlite::Result<()> {
+    pub(super) fn insert(
+        &mut self,
+        number: ConversationNumber,
+        row: &NewMessage<'_>,
+        changed: u64,
+    ) -> rusqlite::Result<()> {
         let event = row.event.as_ref().map(stored::event_to_text);
         self.0.execute(params![
             number.message_id(row.seq),
@@ -136,6 +164,7 @@ impl<'c> InsertMessage<'c> {
             event,
             row.content_type,
             row.body,
+            changed,
         ])?;
         Ok(())
     }

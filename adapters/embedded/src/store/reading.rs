@@ -8,8 +8,15 @@ use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::cursor::Cursor;
-use super::numbered::{ConversationNumber, deliver_record, message_columns};
+use super::numbered::{ConversationNumber, deliver_record, join_newest, message_columns, newest_seq};
 use super::schema;
+
+/// The last seq of a conversation that is for a member `m`.
+macro_rules! last_seq {
+    () => {
+        concat!("MIN(", newest_seq!(), ", IFNULL(m.to_seq, ", newest_seq!(), "))")
+    };
+}
 
 /// A page of a conversation; none where it is not this user's.
 pub(super) fn history(
@@ -19,11 +26,13 @@ pub(super) fn history(
     range: HistoryRange,
     limit: u32,
 ) -> rusqlite::Result<Option<Page>> {
-    let mut select = connection.prepare_cached(
-        "SELECT c.number, m.from_seq, MIN(c.last_seq, IFNULL(m.to_seq, c.last_seq))
-         FROM conversations c JOIN members m ON m.conversation = c.number AND m.user_id = ?2
-         WHERE c.conversation_id = ?1",
-    )?;
+    let mut select = connection.prepare_cached(concat!(
+        "SELECT c.number, m.from_seq, ",
+        last_seq!(),
+        " FROM conversations c CROSS JOIN members m ON m.conversation = c.number AND m.user_id = ?2 ",
+        join_newest!("c.number"),
+        "WHERE c.conversation_id = ?1",
+    ))?;
     let read = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
     let mine = select.query_row(params![conversation.as_bytes(), user.as_bytes()], read).optional()?;
     let Some((number, first, last)) = mine else {
@@ -111,9 +120,7 @@ pub(super) fn heads(
     since: Option<&str>,
     limit: u32,
 ) -> rusqlite::Result<Result<Heads, StoreError>> {
-    let (epoch, changed) = connection
-        .prepare_cached("SELECT epoch, changed FROM store")?
-        .query_row([], |row| Ok((Epoch::from_bytes(row.get(0)?), row.get::<_, u64>(1)?)))?;
+    let (epoch, changed) = (schema::epoch(connection)?, schema::last_change(connection)?);
     let nothing_told = Cursor { changed: 0, after: None };
     let since = match since.map_or(Ok(nothing_told), |text| Cursor::parse(text, epoch)) {
         Ok(since) if since.changed <= changed + 1 => since,
@@ -121,13 +128,16 @@ pub(super) fn heads(
     };
     let limit = limit.clamp(1, HEADS_MAX) as usize;
     // A membership that has ended changes no more, whatever is said afterwards.
-    let mut select = connection.prepare_cached(
-        "SELECT c.conversation_id, m.from_seq, MIN(c.last_seq, IFNULL(m.to_seq, c.last_seq)), m.read_seq,
-                m.delivered_seq, IIF(m.to_seq IS NULL, MAX(c.changed, m.changed), m.changed) AS last_change
-         FROM members m CROSS JOIN conversations c ON c.number = m.conversation
-         WHERE m.user_id = ?1 AND (last_change > ?2 OR (last_change = ?2 AND c.conversation_id > ?3))
+    let mut select = connection.prepare_cached(concat!(
+        "SELECT c.conversation_id, m.from_seq, ",
+        last_seq!(),
+        ", m.read_seq, m.delivered_seq,
+                IIF(m.to_seq IS NULL, MAX(newest.changed, m.changed), m.changed) AS last_change
+         FROM members m CROSS JOIN conversations c ON c.number = m.conversation ",
+        join_newest!("m.conversation"),
+        "WHERE m.user_id = ?1 AND (last_change > ?2 OR (last_change = ?2 AND c.conversation_id > ?3))
          ORDER BY last_change, c.conversation_id LIMIT ?4",
-    )?;
+    ))?;
     let after: &[u8] = since.after.as_ref().map_or(&[], |after| after.as_bytes());
     let rows = select.query_map(params![user.as_bytes(), since.changed, after, limit + 1], |row| {
         Ok((head(row)?, row.get::<_, u64>(5)?))
@@ -151,16 +161,18 @@ pub(super) fn conversations(
     limit: u32,
 ) -> rusqlite::Result<ConversationList> {
     let limit = limit.clamp(1, HEADS_MAX) as usize;
-    let mut select = connection.prepare_cached(
-        "SELECT c.conversation_id, m.from_seq, MIN(c.last_seq, IFNULL(m.to_seq, c.last_seq)), m.read_seq,
-                m.delivered_seq, c.kind, c.title,
+    let mut select = connection.prepare_cached(concat!(
+        "SELECT c.conversation_id, m.from_seq, ",
+        last_seq!(),
+        ", m.read_seq, m.delivered_seq, c.kind, c.title,
                 IIF(c.kind = 'direct',
                     (SELECT peer.user_id FROM members peer WHERE peer.conversation = c.number AND peer.user_id <> ?1),
                     NULL)
-         FROM members m CROSS JOIN conversations c ON c.number = m.conversation
-         WHERE m.user_id = ?1 AND c.conversation_id > ?2
+         FROM members m CROSS JOIN conversations c ON c.number = m.conversation ",
+        join_newest!("m.conversation"),
+        "WHERE m.user_id = ?1 AND c.conversation_id > ?2
          ORDER BY c.conversation_id LIMIT ?3",
-    )?;
+    ))?;
     let after: &[u8] = after.as_ref().map_or(&[], |after| after.as_bytes());
     let rows = select.query_map(params![user.as_bytes(), after, limit + 1], |row| {
         let unknown = || rusqlite::Error::FromSqlConversionFailure(5, Type::Text, "an unknown kind".into());
@@ -195,8 +207,11 @@ pub(super) fn members(
     after: Option<UserId>,
     limit: u32,
 ) -> rusqlite::Result<Option<MembersPage>> {
-    let mut select =
-        connection.prepare_cached("SELECT number, members_version FROM conversations WHERE conversation_id = ?1")?;
+    let mut select = connection.prepare_cached(concat!(
+        "SELECT c.number, newest.members_version FROM conversations c ",
+        join_newest!("c.number"),
+        "WHERE c.conversation_id = ?1",
+    ))?;
     let read = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, Seq>(1)?));
     let Some((number, version)) = select.query_row([conversation.as_bytes()], read).optional()? else {
         return Ok(None);

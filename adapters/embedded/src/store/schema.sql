@@ -3,9 +3,7 @@
 CREATE TABLE store (
     only INTEGER PRIMARY KEY CHECK (only = 1),
     version INTEGER NOT NULL,
-    epoch BLOB NOT NULL,
-    -- Raised by every transaction that changes a conversation or a membership; their rows carry it.
-    changed INTEGER NOT NULL
+    epoch BLOB NOT NULL
 );
 
 CREATE TABLE logs (
@@ -13,7 +11,9 @@ CREATE TABLE logs (
     partitions INTEGER NOT NULL
 ) WITHOUT ROWID;
 
--- The only truth about progress.
+-- The only truth about progress. The row of no log holds, as its next_offset, the number of the last transaction that
+-- changed a conversation or a membership; their rows carry it as `changed`. It stands here because such a transaction
+-- writes this page anyway.
 CREATE TABLE partition_offset (
     log_id TEXT NOT NULL,
     partition INTEGER NOT NULL,
@@ -24,15 +24,14 @@ CREATE TABLE partition_offset (
     PRIMARY KEY (log_id, partition)
 ) WITHOUT ROWID;
 
+-- Nothing here changes with a message: where a conversation stands is in the row of its newest one, and there always is
+-- one, for its creation takes a number.
 CREATE TABLE conversations (
     number INTEGER PRIMARY KEY,
     conversation_id BLOB NOT NULL UNIQUE,
     kind TEXT NOT NULL,
     title TEXT,
-    created INTEGER NOT NULL,
-    last_seq INTEGER NOT NULL,
-    members_version INTEGER NOT NULL,
-    changed INTEGER NOT NULL
+    created INTEGER NOT NULL
 );
 
 -- A message's id is its conversation's number << 32 | its seq: one tree, in order of (conversation, seq), whose inner
@@ -44,6 +43,7 @@ CREATE TABLE messages (
     client_msg_id BLOB NOT NULL,
     time INTEGER NOT NULL,
     members_version INTEGER NOT NULL,
+    changed INTEGER NOT NULL,
     digest BLOB NOT NULL,
     event TEXT,
     content_type TEXT NOT NULL,

@@ -1,7 +1,11 @@
-//! The thread that writes: what has arrived by the time it looks shares one transaction, and so one fsync.
+//! The thread that writes: what has arrived by the time it looks shares one transaction, and so one fsync. Whoever may
+//! block can do the same on its own thread.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::thread::JoinHandle;
+
+use parking_lot::Mutex;
 
 use roost_ports::store::{ApplyError, StoreError};
 use rusqlite::{Connection, ErrorCode, ffi};
@@ -79,6 +83,22 @@ fn apply_error(error: &rusqlite::Error) -> ApplyError {
 pub(super) struct Writer {
     jobs: Option<mpsc::Sender<Box<dyn Job>>>,
     thread: Option<JoinHandle<()>>,
+    /// Jobs that are to be done on the thread of the first that comes to it.
+    here: Mutex<Vec<Box<dyn Job>>>,
+    pen: Arc<Mutex<Pen>>,
+}
+
+/// What a transaction is written with; one at a time.
+struct Pen {
+    connection: Connection,
+    checkpointer: Checkpointer,
+}
+
+impl Pen {
+    fn commit(&self, group: &mut [Box<dyn Job>]) {
+        commit_together(&self.connection, group);
+        self.checkpointer.after_commit(&self.connection);
+    }
 }
 
 impl Writer {
@@ -86,11 +106,13 @@ impl Writer {
     pub(super) fn open(path: &Path) -> rusqlite::Result<Self> {
         let connection = connection::open_writer(path)?;
         let checkpointer = Checkpointer::start(path, &connection)?;
+        let pen = Arc::new(Mutex::new(Pen { connection, checkpointer }));
         let (jobs, queue) = mpsc::channel(QUEUE_MAX);
-        let write = move || write(&connection, queue, &checkpointer);
+        let shared_pen = Arc::clone(&pen);
+        let write = move || write(&shared_pen, queue);
         let thread = std::thread::Builder::new().name("store-writer".to_owned()).spawn(write);
         let thread = thread.map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))?;
-        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
+        Ok(Self { jobs: Some(jobs), thread: Some(thread), here: Mutex::default(), pen })
     }
 
     /// Runs the work in a transaction and returns once it is durable. It runs again, from the state before, where
@@ -112,6 +134,27 @@ impl Writer {
         let job = Box::new(Work { work, value: None, committed, reply: Some(reply) });
         let jobs = self.jobs.as_ref().expect("the sender is there until the drop");
         jobs.send(job).await.map_err(|_| WriteError::Stopped)?;
+        answer.await.map_err(|_| WriteError::Stopped)?
+    }
+
+    /// The same on the caller's own thread, which stands still for a transaction; together with those that come this way
+    /// in the same turn of its runtime, and after everything else that is ready in it.
+    pub(super) async fn run_here_then<T: Send + 'static>(
+        &self,
+        work: impl FnMut(&Connection) -> rusqlite::Result<T> + Send + 'static,
+        committed: fn(),
+    ) -> Result<T, WriteError> {
+        let (reply, answer) = oneshot::channel();
+        self.here.lock().push(Box::new(Work { work, value: None, committed, reply: Some(reply) }));
+        tokio::task::yield_now().await;
+        {
+            let pen = self.pen.lock();
+            // None where another has taken them all; its answers are there, for it has given the pen back.
+            let mut group = std::mem::take(&mut *self.here.lock());
+            if !group.is_empty() {
+                pen.commit(&mut group);
+            }
+        }
         answer.await.map_err(|_| WriteError::Stopped)?
     }
 }
@@ -163,12 +206,11 @@ where
     }
 }
 
-fn write(connection: &Connection, mut queue: mpsc::Receiver<Box<dyn Job>>, checkpointer: &Checkpointer) {
+fn write(pen: &Mutex<Pen>, mut queue: mpsc::Receiver<Box<dyn Job>>) {
     let mut group = Vec::with_capacity(GROUP_MAX);
     while queue.blocking_recv_many(&mut group, GROUP_MAX) > 0 {
-        commit_together(connection, &mut group);
+        pen.lock().commit(&mut group);
         group.clear();
-        checkpointer.after_commit(connection);
     }
 }
 
@@ -295,6 +337,32 @@ mod tests {
         assert!(matches!(writer.run(panicking).await, Err(WriteError::Stopped)));
         writer.run(insert(1)).await.expect("the writer goes on");
         assert_eq!(values(&writer).await, [1], "nothing of the panicked job stays");
+    }
+
+    #[tokio::test]
+    async fn what_is_written_on_one_thread_in_one_turn_shares_a_transaction() {
+        let (_folder, writer) = with_table().await;
+        let here = |value| {
+            let insert = move |connection: &Connection| {
+                connection.execute("INSERT INTO numbers VALUES (?1)", [value])?;
+                connection.query_row("SELECT COUNT(*) FROM numbers", [], |row| row.get::<_, i64>(0))
+            };
+            writer.run_here_then(insert, || {})
+        };
+        let (one, two, again) = tokio::join!(here(1), here(2), here(2));
+        assert_eq!((one.expect("written"), two.expect("written")), (1, 2));
+        assert!(matches!(again.expect_err("it is there").into_apply_error(), ApplyError::Conflict(_)));
+        assert_eq!(values(&writer).await, [1, 2]);
+    }
+
+    #[tokio::test]
+    async fn a_job_that_is_given_up_on_the_way_does_not_lose_the_others() {
+        let (_folder, writer) = with_table().await;
+        let mut given_up = Box::pin(writer.run_here_then(insert(1), || {}));
+        assert!(futures::poll!(&mut given_up).is_pending());
+        drop(given_up);
+        writer.run_here_then(insert(2), || {}).await.expect("written");
+        assert_eq!(values(&writer).await, [1, 2], "a job in line is done, as on the thread");
     }
 
     #[tokio::test]
