@@ -8,7 +8,7 @@ use std::time::Duration;
 use roost_embedded::delivery::LocalDelivery;
 use roost_embedded::log::SqliteLog;
 use roost_embedded::registry::MemoryRegistry;
-use roost_embedded::store::SqliteStore;
+use roost_embedded::store::{Applies, SqliteStore};
 use roost_kafka::{KafkaConfig, KafkaLog};
 use roost_mesh::{MeshConfig, MeshDelivery, Secret};
 use roost_ports::log::LogError;
@@ -64,6 +64,15 @@ pub struct Backends {
 impl Backends {
     /// Opens log and store. Servers that do not answer yet are waited for; what is refused is a problem.
     pub async fn open(args: &BackendArgs) -> Result<Self, Problem> {
+        Self::open_with(args, Applies::OnTheWriter).await
+    }
+
+    /// The same for a process whose workers have a thread to themselves: it may stand still for a transaction.
+    pub async fn open_beside_workers(args: &BackendArgs) -> Result<Self, Problem> {
+        Self::open_with(args, Applies::OnTheCaller).await
+    }
+
+    async fn open_with(args: &BackendArgs, applies: Applies) -> Result<Self, Problem> {
         let (log_place, store_place) = places(args)?;
         let embedded = matches!(log_place, Place::Embedded) || matches!(store_place, Place::Embedded);
         let data = if embedded { Some(DataLock::take(&args.data)?) } else { None };
@@ -74,7 +83,7 @@ impl Backends {
                 Arc::new(patiently("kafka", async || KafkaLog::open(config.clone()).await, log_is_away).await?)
             }
         };
-        let store = open_store(args, &store_place).await?;
+        let store = open_store(args, &store_place, applies).await?;
         if embedded {
             store.migrate(&migration(log.log_id(), log.partitions())).await?;
         }
@@ -107,7 +116,7 @@ impl Backends {
             }
         };
         let _data = if matches!(store_place, Place::Embedded) { Some(DataLock::take(&args.data)?) } else { None };
-        let store = open_store(args, &store_place).await?;
+        let store = open_store(args, &store_place, Applies::OnTheWriter).await?;
         Ok(store.migrate(&migration(&log_id, partitions)).await?)
     }
 }
@@ -224,9 +233,9 @@ fn places(args: &BackendArgs) -> Result<(Place<KafkaConfig>, Place<String>), Pro
     Ok((log, store))
 }
 
-async fn open_store(args: &BackendArgs, place: &Place<String>) -> Result<Arc<dyn Store>, Problem> {
+async fn open_store(args: &BackendArgs, place: &Place<String>, applies: Applies) -> Result<Arc<dyn Store>, Problem> {
     Ok(match place {
-        Place::Embedded => Arc::new(SqliteStore::open(&args.data.join("store.db"))?),
+        Place::Embedded => Arc::new(SqliteStore::open_with(&args.data.join("store.db"), applies)?),
         Place::Server(url) => {
             Arc::new(patiently("postgres", async || PostgresStore::connect(url).await, store_is_away).await?)
         }

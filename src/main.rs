@@ -9,6 +9,7 @@ mod roles;
 mod stop;
 mod takeover;
 mod tls;
+mod workers;
 
 use std::process::ExitCode;
 

@@ -24,21 +24,23 @@ use crate::compose::{self, Backends, Problem};
 use crate::stop::{StopLimit, stop_asked};
 use crate::takeover::{self, Succession, Takeover};
 use crate::tls;
+use crate::workers::WorkersThread;
 
 /// Plain HTTP connections that wait to be taken over from the gateway.
 const HANDED_OVER_MAX: usize = 1_024;
 
 /// `roost serve`: every role in this process.
 pub async fn serve(args: &ServeArgs) -> Result<(), Problem> {
-    let backends = Backends::open(&args.backend).await?;
+    let backends = Backends::open_beside_workers(&args.backend).await?;
     let registry = compose::registry(&args.registry.registry, &backends.clock)?;
     let delivery = compose::local_delivery();
     let stopping = Stopping::default();
     let api = make_api(&backends, &registry, String::new(), &args.gateway.proxies.trusted_proxies, &stopping).await?;
     delivery.attach(api.sink());
     let sender: Arc<dyn Delivery> = delivery.clone();
-    let persist = start_persist(&backends, &sender, &args.persist, persist::Config::default().lanes);
-    let fanout = start_fanout(&backends, &registry, &sender);
+    let workers = WorkersThread::start().map_err(|error| Problem::Other(format!("no thread for workers: {error}")))?;
+    let persist = workers.inside(|| start_persist(&backends, &sender, &args.persist, persist::Config::default().lanes));
+    let fanout = workers.inside(|| start_fanout(&backends, &registry, &sender));
     let server = api.server();
     let gateway = start_gateway(&args.gateway, None, &backends, &registry, String::new(), &server).await?;
     delivery.attach(gateway.sink());
