@@ -139,6 +139,8 @@ async fn slope(name: &str, target: Target, from: usize, to: usize, options: &Opt
     if lost > 0 {
         return Err(format!("{name}: {lost} sessions were lost while they were idle").into());
     }
+    let cpu = round(nanos as f64 / 1000.0 / to as f64 / during.as_secs_f64());
+    eprintln!("{name}: {cpu} µs of CPU a session and second");
     Ok(Slope {
         driver: target.driver()?,
         from,
@@ -146,7 +148,7 @@ async fn slope(name: &str, target: Target, from: usize, to: usize, options: &Opt
         user: each(first.user, last.user),
         user_from_rest: (last.user as f64 - rest.user as f64) / to as f64,
         kernel_both_ends: each(first.kernel, last.kernel),
-        cpu: round(nanos as f64 / 1000.0 / to as f64 / during.as_secs_f64()),
+        cpu,
     })
 }
 
