@@ -144,7 +144,8 @@ async fn s42_one_address_has_so_many_connections_and_the_others_do_not_notice() 
         flood.push(from(HERE, gateway.address()).await);
     }
     eventually("they are dropped", || gateway.metrics().dropped.get() >= 400).await;
-    assert!(gateway.connections() <= 10 + 64 + 1, "{}", gateway.connections());
+    // One more counts for a moment, between its coming and its being dropped.
+    eventually("few of them stay", || gateway.connections() <= 10 + 64 + 1).await;
     let newcomer = from(ELSEWHERE, gateway.address()).await;
     Client::connect_over(newcomer, gateway.address(), Form::Json).await;
     over.store(true, Ordering::Relaxed);
