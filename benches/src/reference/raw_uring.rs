@@ -1,6 +1,7 @@
-//! The ceiling: io_uring on as many threads as are asked for, each with direct descriptors, a ring of provided buffers, multishot receives and sends
-//! by pointer to one shared payload, all submitted in batches. No protocol: it never looks at what it receives, beyond
-//! finding the end of the HTTP head (so that any WebSocket client can connect) and counting what asks for a broadcast.
+//! The ceiling: io_uring on as many threads as are asked for, each with direct descriptors, a ring of provided buffers,
+//! multishot receives and sends by pointer to one shared payload, all submitted in batches. No protocol: it never looks at
+//! what it receives, beyond finding the end of the HTTP head (so that any WebSocket client can connect) and counting what
+//! asks for a broadcast.
 //!
 //! This is the one module of the benches with `unsafe`: the ring takes pointers, and nothing that would make it safe may
 //! stand between the kernel and the figure.
