@@ -30,10 +30,8 @@ pub struct Options {
 
 /// Those who are cut come from so many addresses, for a gateway lets one address have half of its handshakes at most.
 const ADDRESSES: u32 = 100;
-/// A window of the others' latencies.
-const WINDOW_SECONDS: usize = 5;
-/// Windows before each storm: the reference.
-const CALM_WINDOWS: usize = 3;
+/// A window of the others' latencies: about as long as a storm, so that one is compared with as much calm.
+const WINDOW_SECONDS: usize = 30;
 const STORM_SECONDS_MAX: usize = 300;
 
 /// Storms on one server, each with calm before it.
@@ -50,10 +48,7 @@ pub async fn run(options: &Options) -> Result<Value> {
     let order = format!("broadcast 0 {} {messages} {} {others}", target.group(0), options.per_second);
     let mut storms = Vec::new();
     for number in 0..options.times.max(1) {
-        let mut calm = Vec::new();
-        for _ in 0..CALM_WINDOWS {
-            calm.push(window(&mut staying, &order).await?);
-        }
+        let calm = window(&mut staying, &order).await?;
         let storm_order = format!("storm {STORM_SECONDS_MAX}");
         let mut storm = Box::pin(cut.order(&storm_order));
         let mut stormy = Vec::new();
@@ -62,7 +57,7 @@ pub async fn run(options: &Options) -> Result<Value> {
             let ended = tokio::select! {
                 biased;
                 outcome = &mut storm => Some(outcome?),
-                p99 = &mut during => { stormy.push(p99?); None }
+                latencies = &mut during => { stormy.push(latencies?); None }
             };
             if let Some(outcome) = ended {
                 // The window in which the last came back counts too.
@@ -70,46 +65,58 @@ pub async fn run(options: &Options) -> Result<Value> {
                 break outcome;
             }
         };
-        let storm = Storm::new(&outcome, &calm, &stormy)?;
-        eprintln!("storm {}: {outcome}, others' p99 {:?} ms, before {calm:?} ms", number + 1, stormy);
+        eprintln!("storm {}: {outcome}, others {stormy:?}, before {calm:?}", number + 1);
+        let storm = Storm::new(&outcome, calm, &stormy)?;
         storms.push(storm);
     }
     Ok(figures(options, target.driver()?, &storms))
 }
 
-/// The others' p99 in one window.
-async fn window(staying: &mut Crowd, order: &str) -> Result<f64> {
+/// The others' latencies in one window.
+#[derive(Clone, Copy, Debug)]
+struct Latencies {
+    p99_ms: f64,
+    max_ms: f64,
+}
+
+/// Has messages go on in their group for a window.
+async fn window(staying: &mut Crowd, order: &str) -> Result<Latencies> {
     let outcome = staying.order(order).await?;
     if outcome["lost"].as_u64() != Some(0) || outcome["answers"] != outcome["expected"] {
         return Err(format!("those who stayed lost something: {outcome}").into());
     }
-    outcome["p99_ms"].as_f64().ok_or_else(|| "no latencies".into())
+    let figure = |name: &str| outcome[name].as_f64().ok_or_else(|| format!("no {name}"));
+    Ok(Latencies { p99_ms: figure("p99_ms")?, max_ms: figure("max_ms")? })
 }
 
 struct Storm {
     all_back_s: f64,
-    calm_p99_ms: f64,
-    worst_p99_ms: f64,
+    calm: Latencies,
+    /// Of its worst window.
+    stormy: Latencies,
     refused: u64,
     back_each_second: Value,
 }
 
 impl Storm {
-    fn new(outcome: &Value, calm: &[f64], stormy: &[f64]) -> Result<Self> {
+    fn new(outcome: &Value, calm: Latencies, stormy: &[Latencies]) -> Result<Self> {
         if outcome["live"] != outcome["cut"] {
             return Err(format!("not all came back within {STORM_SECONDS_MAX} s: {outcome}").into());
         }
         Ok(Self {
             all_back_s: outcome["seconds"].as_f64().unwrap_or(f64::NAN),
-            calm_p99_ms: median(calm),
-            worst_p99_ms: stormy.iter().copied().fold(0.0, f64::max),
+            calm,
+            stormy: Latencies {
+                p99_ms: stormy.iter().map(|window| window.p99_ms).fold(0.0, f64::max),
+                max_ms: stormy.iter().map(|window| window.max_ms).fold(0.0, f64::max),
+            },
             refused: outcome["refused"].as_u64().unwrap_or(0),
             back_each_second: outcome["back_each_second"].clone(),
         })
     }
 
     fn ratio(&self) -> f64 {
-        self.worst_p99_ms / self.calm_p99_ms
+        self.stormy.p99_ms / self.calm.p99_ms
     }
 }
 
@@ -127,9 +134,13 @@ fn figures(options: &Options, driver: &str, storms: &[Storm]) -> Value {
         "all_back_s": middle(|storm| storm.all_back_s),
         "others_p99_ratio": middle(Storm::ratio),
         "others_p99_ratios": storms.iter().map(Storm::ratio).collect::<Vec<_>>(),
-        "others_p99_ms": middle(|storm| storm.worst_p99_ms),
+        "others_p99_ms": middle(|storm| storm.stormy.p99_ms),
+        "others_max_ms": middle(|storm| storm.stormy.max_ms),
         "refused": storms.iter().map(|storm| storm.refused).collect::<Vec<_>>(),
         "back_each_second": storms.iter().map(|storm| storm.back_each_second.clone()).collect::<Vec<_>>(),
-        "reference": { "calm_p99_ms": middle(|storm| storm.calm_p99_ms) },
+        "reference": {
+            "calm_p99_ms": middle(|storm| storm.calm.p99_ms),
+            "calm_max_ms": middle(|storm| storm.calm.max_ms),
+        },
     })
 }
