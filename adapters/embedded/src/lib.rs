@@ -5,3 +5,4 @@ pub mod delivery;
 pub mod log;
 pub mod registry;
 pub mod store;
+mod wal;

@@ -1,6 +1,5 @@
 //! The file: its settings, its schema, and what it holds.
 
-use std::fs::File;
 use std::path::Path;
 
 use roost_ports::log::{LogError, Topic};
@@ -56,18 +55,9 @@ pub fn open_writer(path: &Path) -> Result<Connection, LogError> {
     if mode != "wal" {
         return Err(LogError::Refused(format!("{} has no write-ahead log but {mode}", path.display())));
     }
-    // NORMAL: the writer syncs the write-ahead log by itself (see [`open_to_sync`]), once for several commits where it may.
+    // NORMAL: the writer syncs the write-ahead log by itself (see [`crate::wal`]), once for several commits where it may.
     configure(&connection, "NORMAL", 2048)?;
     Ok(connection)
-}
-
-/// The write-ahead log, to be synced: what was committed before is durable then. It is there for as long as a connection
-/// to a file that has been written to is open.
-pub fn open_to_sync(path: &Path) -> Result<File, LogError> {
-    let mut name = path.as_os_str().to_owned();
-    name.push("-wal");
-    let file = File::options().read(true).write(true).open(&name);
-    file.map_err(|error| LogError::Unavailable(format!("{} cannot be opened: {error}", Path::new(&name).display())))
 }
 
 /// A connection that reads, or checkpoints.

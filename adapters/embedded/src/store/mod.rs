@@ -31,7 +31,7 @@ use writer::Writer;
 
 /// A Store in one file, with its write-ahead log beside it.
 ///
-/// Every transaction is durable when its call returns (`synchronous=FULL`). Several processes may open one file, but
+/// Every transaction is durable when its call returns. Several processes may open one file, but
 /// it is made for one. Calls are made within a tokio runtime; dropping it waits for what is being written.
 pub struct SqliteStore {
     // Dropped in this order: the writer closes last, as the connection that knows what is in the write-ahead log.

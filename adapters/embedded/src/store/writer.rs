@@ -1,8 +1,10 @@
-//! The thread that writes: what has arrived by the time it looks shares one transaction, and so one fsync. Whoever may
-//! block can do the same on its own thread.
+//! The threads that write: what has arrived by the time one looks shares one transaction, and so one sync. While one waits
+//! for the disk the other writes the next transaction. Whoever may block can do the same on its own thread.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
@@ -18,6 +20,8 @@ use super::connection::{self, store_error};
 const QUEUE_MAX: usize = 256;
 /// Jobs that share a transaction: bounded, so that the first of them does not wait for ever.
 const GROUP_MAX: usize = 64;
+/// One writes, one waits for the disk.
+const THREADS: usize = 2;
 
 /// Why a job is not known to be committed.
 #[derive(Debug)]
@@ -79,13 +83,21 @@ fn apply_error(error: &rusqlite::Error) -> ApplyError {
     }
 }
 
-/// A handle to the thread; dropping it lets the thread finish what is in line, and waits for it.
+/// A handle to the threads; dropping it lets them finish what is in line, and waits for them.
 pub(super) struct Writer {
     jobs: Option<mpsc::Sender<Box<dyn Job>>>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
     /// Jobs that are to be done on the thread of the first that comes to it.
     here: Mutex<Vec<Box<dyn Job>>>,
-    pen: Arc<Mutex<Pen>>,
+    desk: Arc<Desk>,
+}
+
+/// Where transactions are written and made durable, by whoever comes to it.
+struct Desk {
+    pen: Mutex<Pen>,
+    /// Transactions so far.
+    written: AtomicU64,
+    disk: Mutex<Disk>,
 }
 
 /// What a transaction is written with; one at a time.
@@ -94,25 +106,71 @@ struct Pen {
     checkpointer: Checkpointer,
 }
 
-impl Pen {
+/// What a transaction is made durable with; one at a time, and others may be written meanwhile.
+struct Disk {
+    wal: File,
+    /// Transactions that are durable.
+    synced: u64,
+    /// A sync has failed: nobody knows what is on the disk, and a later one that succeeds would say nothing about it.
+    broken: bool,
+}
+
+impl Desk {
+    fn open(path: &Path) -> rusqlite::Result<Self> {
+        let connection = connection::open_writer(path)?;
+        let checkpointer = Checkpointer::start(path, &connection)?;
+        let wal = crate::wal::open(path).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))?;
+        let pen = Mutex::new(Pen { connection, checkpointer });
+        let disk = Mutex::new(Disk { wal, synced: 0, broken: false });
+        Ok(Self { pen, written: AtomicU64::new(0), disk })
+    }
+
+    /// One transaction for the jobs, and their answers once it is durable.
     fn commit(&self, group: &mut [Box<dyn Job>]) {
-        commit_together(&self.connection, group);
-        self.checkpointer.after_commit(&self.connection);
+        let number = {
+            let pen = self.pen.lock();
+            commit_together(&pen.connection, group);
+            pen.checkpointer.after_commit(&pen.connection);
+            // With the pen in hand, so that the numbers are in the order of the log.
+            self.written.fetch_add(1, Ordering::Release) + 1
+        };
+        let durable = self.sync(number);
+        group.iter_mut().for_each(|job| job.answer(durable));
+    }
+
+    /// Waits until a transaction is durable; `false`: that will never be known.
+    fn sync(&self, number: u64) -> bool {
+        let mut disk = self.disk.lock();
+        if disk.synced >= number || disk.broken {
+            return disk.synced >= number;
+        }
+        // What was written while we waited for our turn comes to the disk too.
+        let written = self.written.load(Ordering::Acquire);
+        match disk.wal.sync_data() {
+            Ok(()) => disk.synced = written,
+            Err(error) => {
+                disk.broken = true;
+                tracing::error!(%error, "the store's write-ahead log could not be synced: nothing more is stored until a restart");
+            }
+        }
+        !disk.broken
     }
 }
 
 impl Writer {
-    /// Opens the file and starts the thread.
+    /// Opens the file and starts the threads.
     pub(super) fn open(path: &Path) -> rusqlite::Result<Self> {
-        let connection = connection::open_writer(path)?;
-        let checkpointer = Checkpointer::start(path, &connection)?;
-        let pen = Arc::new(Mutex::new(Pen { connection, checkpointer }));
+        let desk = Arc::new(Desk::open(path)?);
         let (jobs, queue) = mpsc::channel(QUEUE_MAX);
-        let shared_pen = Arc::clone(&pen);
-        let write = move || write(&shared_pen, queue);
-        let thread = std::thread::Builder::new().name("store-writer".to_owned()).spawn(write);
-        let thread = thread.map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))?;
-        Ok(Self { jobs: Some(jobs), thread: Some(thread), here: Mutex::default(), pen })
+        let queue = Arc::new(Mutex::new(queue));
+        let mut threads = Vec::with_capacity(THREADS);
+        for number in 0..THREADS {
+            let (desk, queue) = (Arc::clone(&desk), Arc::clone(&queue));
+            let thread = std::thread::Builder::new().name(format!("store-writer-{number}"));
+            let thread = thread.spawn(move || write(&desk, &queue));
+            threads.push(thread.map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))?);
+        }
+        Ok(Self { jobs: Some(jobs), threads, here: Mutex::default(), desk })
     }
 
     /// Runs the work in a transaction and returns once it is durable. It runs again, from the state before, where
@@ -131,7 +189,7 @@ impl Writer {
         committed: fn(),
     ) -> Result<T, WriteError> {
         let (reply, answer) = oneshot::channel();
-        let job = Box::new(Work { work, value: None, committed, reply: Some(reply) });
+        let job = Box::new(Work { work, value: None, result: Err(WriteError::Stopped), committed, reply: Some(reply) });
         let jobs = self.jobs.as_ref().expect("the sender is there until the drop");
         jobs.send(job).await.map_err(|_| WriteError::Stopped)?;
         answer.await.map_err(|_| WriteError::Stopped)?
@@ -145,15 +203,18 @@ impl Writer {
         committed: fn(),
     ) -> Result<T, WriteError> {
         let (reply, answer) = oneshot::channel();
-        self.here.lock().push(Box::new(Work { work, value: None, committed, reply: Some(reply) }));
+        self.here.lock().push(Box::new(Work {
+            work,
+            value: None,
+            result: Err(WriteError::Stopped),
+            committed,
+            reply: Some(reply),
+        }));
         tokio::task::yield_now().await;
-        {
-            let pen = self.pen.lock();
-            // None where another has taken them all; its answers are there, for it has given the pen back.
-            let mut group = std::mem::take(&mut *self.here.lock());
-            if !group.is_empty() {
-                pen.commit(&mut group);
-            }
+        // None where another has taken them all.
+        let mut group = std::mem::take(&mut *self.here.lock());
+        if !group.is_empty() {
+            self.desk.commit(&mut group);
         }
         answer.await.map_err(|_| WriteError::Stopped)?
     }
@@ -162,10 +223,10 @@ impl Writer {
 impl Drop for Writer {
     fn drop(&mut self) {
         self.jobs = None;
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the store's writer panicked");
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("the store's writer panicked");
+            }
         }
     }
 }
@@ -173,13 +234,16 @@ impl Drop for Writer {
 trait Job: Send {
     /// Does the work; may be called again after a rollback.
     fn run(&mut self, connection: &Connection) -> rusqlite::Result<()>;
-    /// Answers.
-    fn finish(&mut self, committed: Result<(), WriteError>);
+    /// Takes down what its transaction came to.
+    fn committed(&mut self, result: Result<(), WriteError>);
+    /// Answers. What is committed and not known to be durable is uncertain.
+    fn answer(&mut self, durable: bool);
 }
 
 struct Work<F, T> {
     work: F,
     value: Option<T>,
+    result: Result<(), WriteError>,
     committed: fn(),
     reply: Option<oneshot::Sender<Result<T, WriteError>>>,
 }
@@ -194,11 +258,19 @@ where
         Ok(())
     }
 
-    fn finish(&mut self, committed: Result<(), WriteError>) {
-        let result = committed.map(|()| {
-            (self.committed)();
-            self.value.take().expect("a committed job has run")
-        });
+    fn committed(&mut self, result: Result<(), WriteError>) {
+        self.result = result;
+    }
+
+    fn answer(&mut self, durable: bool) {
+        let result = match std::mem::replace(&mut self.result, Err(WriteError::Stopped)) {
+            Ok(()) if durable => {
+                (self.committed)();
+                Ok(self.value.take().expect("a committed job has run"))
+            }
+            Ok(()) => Err(WriteError::Stopped),
+            Err(error) => Err(error),
+        };
         if let Some(reply) = self.reply.take() {
             // Nobody waits any more: what is committed stays so.
             let _ = reply.send(result);
@@ -206,10 +278,14 @@ where
     }
 }
 
-fn write(pen: &Mutex<Pen>, mut queue: mpsc::Receiver<Box<dyn Job>>) {
+fn write(desk: &Desk, queue: &Mutex<mpsc::Receiver<Box<dyn Job>>>) {
     let mut group = Vec::with_capacity(GROUP_MAX);
-    while queue.blocking_recv_many(&mut group, GROUP_MAX) > 0 {
-        pen.lock().commit(&mut group);
+    loop {
+        let taken = queue.lock().blocking_recv_many(&mut group, GROUP_MAX);
+        if taken == 0 {
+            return;
+        }
+        desk.commit(&mut group);
         group.clear();
     }
 }
@@ -218,9 +294,9 @@ fn write(pen: &Mutex<Pen>, mut queue: mpsc::Receiver<Box<dyn Job>>) {
 /// needs a savepoint, whose copies of pages would cost every batch something for a case that hardly occurs.
 fn commit_together(connection: &Connection, group: &mut [Box<dyn Job>]) {
     match transaction(connection, group) {
-        Ok(()) => group.iter_mut().for_each(|job| job.finish(Ok(()))),
-        Err(Failure::Transaction(error)) => group.iter_mut().for_each(|job| job.finish(Err(error.again()))),
-        Err(Failure::Job(error)) if group.len() == 1 => group[0].finish(Err(error)),
+        Ok(()) => group.iter_mut().for_each(|job| job.committed(Ok(()))),
+        Err(Failure::Transaction(error)) => group.iter_mut().for_each(|job| job.committed(Err(error.again()))),
+        Err(Failure::Job(error)) if group.len() == 1 => group[0].committed(Err(error)),
         Err(Failure::Job(_)) => group.chunks_mut(1).for_each(|alone| commit_together(connection, alone)),
     }
 }
@@ -381,6 +457,20 @@ mod tests {
         limit("1000000").await.expect("a limit");
         grow().await.expect("there is room again");
         assert_eq!(values(&writer).await, [1]);
+    }
+
+    #[cfg(unix)]
+    #[tokio::test]
+    async fn after_a_sync_has_failed_nothing_is_called_durable() {
+        let (_folder, writer) = with_table().await;
+        // What cannot be synced, whatever is written.
+        let null = File::open("/dev/null").expect("it is there");
+        let wal = std::mem::replace(&mut writer.desk.disk.lock().wal, null);
+        let error = writer.run(insert(1)).await.expect_err("it is not on the disk");
+        assert!(matches!(error.into_apply_error(), ApplyError::Uncertain(_)));
+        writer.desk.disk.lock().wal = wal;
+        writer.run(insert(2)).await.expect_err("nobody knows what lies below it");
+        writer.run_here_then(insert(3), || {}).await.expect_err("nor here");
     }
 
     #[tokio::test]
