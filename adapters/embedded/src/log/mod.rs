@@ -146,7 +146,7 @@ impl SqliteLog {
             closed: AtomicBool::new(false),
         });
         let checkpointer = Checkpointer::start(path)?;
-        let wal = crate::wal::open(path).map_err(|error| LogError::Unavailable(error.to_string()))?;
+        let wal = crate::wal::open(&connection).map_err(|error| LogError::Unavailable(error.to_string()))?;
         let writer = Writer::start(connection, wal, Arc::clone(&shared), checkpointer.handle())?;
         Ok(Arc::new(Self { shared, writer: Some(writer), checkpointer: Some(checkpointer), _lock: lock }))
     }

@@ -9,6 +9,9 @@ use roost_ports::store::StoreError;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use tokio::sync::Semaphore;
 
+use super::desk::Desk;
+use super::writer::WriteError;
+
 /// Readers at one time. Each is a thread of the blocking pool while it reads.
 const READERS_MAX: usize = 4;
 /// Pages kept by the writer, and by each reader, in KiB: the file system keeps the rest.
@@ -23,14 +26,14 @@ const STATEMENTS_MAX: usize = 80;
 pub(super) fn open_writer(path: &Path) -> rusqlite::Result<Connection> {
     let connection = open(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
     connection.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))?;
-    // The writer syncs the write-ahead log by itself, with its connection free for the next transaction.
+    // The write-ahead log is synced by the desk, with its connection free for the next transaction.
     connection.pragma_update(None, "synchronous", "normal")?;
     connection.pragma_update(None, "cache_size", -i64::from(WRITER_CACHE_KIB))?;
     connection.pragma_update(None, "temp_store", "memory")?;
     // Checkpoints have a thread of their own.
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
-    // Has the write-ahead log's file made.
-    connection.execute_batch("BEGIN IMMEDIATE; COMMIT")?;
+    // The first look at the tables makes the write-ahead log's file.
+    connection.query_row("SELECT COUNT(*) FROM sqlite_schema", [], |_| Ok(()))?;
     Ok(connection)
 }
 
@@ -61,17 +64,19 @@ pub(super) struct Readers(Arc<Pool>);
 
 struct Pool {
     path: PathBuf,
+    desk: Arc<Desk>,
     permits: Semaphore,
     idle: Mutex<Vec<Connection>>,
 }
 
 impl Readers {
-    pub(super) fn new(path: &Path) -> Self {
-        let permits = Semaphore::new(READERS_MAX);
-        Self(Arc::new(Pool { path: path.to_owned(), permits, idle: Mutex::new(Vec::new()) }))
+    pub(super) fn new(path: &Path, desk: &Arc<Desk>) -> Self {
+        let (path, desk) = (path.to_owned(), Arc::clone(desk));
+        Self(Arc::new(Pool { path, desk, permits: Semaphore::new(READERS_MAX), idle: Mutex::new(Vec::new()) }))
     }
 
-    /// Runs the work in one read transaction: all its statements see one state.
+    /// Runs the work in one read transaction: all its statements see one state. That may be of a moment ago; it is
+    /// durable once this returns.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
@@ -80,14 +85,19 @@ impl Readers {
         let reading = async move {
             let _permit = pool.permits.acquire().await.expect("the semaphore is never closed");
             let pool = pool.clone();
-            tokio::task::spawn_blocking(move || pool.read(work)).await
+            tokio::task::spawn_blocking(move || pool.read_settled(work)).await
         };
         // A panic in the work is a mistake of ours; the caller gets an error, and its connection is not used again.
-        reading.await.map_err(|error| StoreError::Unavailable(error.to_string()))?.map_err(store_error)
+        reading.await.map_err(|error| StoreError::Unavailable(error.to_string()))?
     }
 }
 
 impl Pool {
+    fn read_settled<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        let value = self.read(work).map_err(store_error)?;
+        self.desk.settle().then_some(value).ok_or_else(|| WriteError::Broken.into_store_error())
+    }
+
     fn read<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
         let idle = self.idle.lock().pop();
         let connection = idle.map_or_else(|| open_reader(&self.path), Ok)?;

@@ -1,10 +1,11 @@
-//! The Store on SQLite: one writer thread that commits what has arrived together, and readers beside it.
+//! The Store on SQLite: one transaction at a time, for what has arrived together, and readers beside it.
 
 mod accounts;
 mod apply;
 mod checkpoint;
 mod connection;
 mod cursor;
+mod desk;
 mod numbered;
 mod reading;
 mod replay;
@@ -31,7 +32,7 @@ use writer::Writer;
 
 /// A Store in one file, with its write-ahead log beside it.
 ///
-/// Every transaction is durable when its call returns. Several processes may open one file, but
+/// Every transaction is durable when its call returns, and so is what is read. Several processes may open one file, but
 /// it is made for one. Calls are made within a tokio runtime; dropping it waits for what is being written.
 pub struct SqliteStore {
     // Dropped in this order: the writer closes last, as the connection that knows what is in the write-ahead log.
@@ -62,7 +63,7 @@ impl SqliteStore {
     /// The same, and says which thread applies.
     pub fn open_with(path: &Path, applies: Applies) -> Result<Self, StoreError> {
         let writer = Writer::open(path).map_err(connection::store_error)?;
-        Ok(Self { writer, readers: Readers::new(path), applies })
+        Ok(Self { readers: Readers::new(path, writer.desk()), writer, applies })
     }
 
     /// Reads one state of the Store.

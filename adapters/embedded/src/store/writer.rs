@@ -1,10 +1,8 @@
-//! The threads that write: what has arrived by the time one looks shares one transaction, and so one sync. While one waits
-//! for the disk the other writes the next transaction. Whoever may block can do the same on its own thread.
+//! The threads that write: what has arrived by the time one looks shares one transaction, and so one sync. While one
+//! waits for the disk the other writes the next transaction. Whoever may block can do the same on its own thread.
 
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
@@ -13,8 +11,8 @@ use roost_ports::store::{ApplyError, StoreError};
 use rusqlite::{Connection, ErrorCode, ffi};
 use tokio::sync::{mpsc, oneshot};
 
-use super::checkpoint::Checkpointer;
-use super::connection::{self, store_error};
+use super::connection::store_error;
+use super::desk::{Desk, Job};
 
 /// Jobs that wait for the writer; beyond, callers wait for room.
 const QUEUE_MAX: usize = 256;
@@ -32,11 +30,15 @@ pub(super) enum WriteError {
     Uncertain(rusqlite::Error),
     /// The writer has ended, or the job panicked; nothing of it is committed unless the answer alone was lost.
     Stopped,
+    /// A sync has failed. It may be committed, and may be lost again with the machine's power.
+    Broken,
 }
+
+const BROKEN: &str = "the disk does not keep what the store writes: see the log, and restart once it does";
 
 impl WriteError {
     /// The same error for another job of the transaction.
-    fn again(&self) -> Self {
+    pub(super) fn again(&self) -> Self {
         let again = |error: &rusqlite::Error| {
             let code = error.sqlite_error().copied().unwrap_or(ffi::Error::new(ffi::SQLITE_ERROR));
             rusqlite::Error::SqliteFailure(code, Some(error.to_string()))
@@ -45,6 +47,7 @@ impl WriteError {
             WriteError::NotCommitted(error) => WriteError::NotCommitted(again(error)),
             WriteError::Uncertain(error) => WriteError::Uncertain(again(error)),
             WriteError::Stopped => WriteError::Stopped,
+            WriteError::Broken => WriteError::Broken,
         }
     }
 
@@ -52,6 +55,7 @@ impl WriteError {
         match self {
             WriteError::NotCommitted(error) | WriteError::Uncertain(error) => store_error(error),
             WriteError::Stopped => StoreError::Unavailable("the writer has stopped".to_owned()),
+            WriteError::Broken => StoreError::Unavailable(BROKEN.to_owned()),
         }
     }
 
@@ -60,6 +64,7 @@ impl WriteError {
             WriteError::NotCommitted(error) => apply_error(&error),
             WriteError::Uncertain(error) => ApplyError::Uncertain(error.to_string()),
             WriteError::Stopped => ApplyError::Uncertain("the writer has stopped".to_owned()),
+            WriteError::Broken => ApplyError::Uncertain(BROKEN.to_owned()),
         }
     }
 }
@@ -92,71 +97,6 @@ pub(super) struct Writer {
     desk: Arc<Desk>,
 }
 
-/// Where transactions are written and made durable, by whoever comes to it.
-struct Desk {
-    pen: Mutex<Pen>,
-    /// Transactions so far.
-    written: AtomicU64,
-    disk: Mutex<Disk>,
-}
-
-/// What a transaction is written with; one at a time.
-struct Pen {
-    connection: Connection,
-    checkpointer: Checkpointer,
-}
-
-/// What a transaction is made durable with; one at a time, and others may be written meanwhile.
-struct Disk {
-    wal: File,
-    /// Transactions that are durable.
-    synced: u64,
-    /// A sync has failed: nobody knows what is on the disk, and a later one that succeeds would say nothing about it.
-    broken: bool,
-}
-
-impl Desk {
-    fn open(path: &Path) -> rusqlite::Result<Self> {
-        let connection = connection::open_writer(path)?;
-        let checkpointer = Checkpointer::start(path, &connection)?;
-        let wal = crate::wal::open(path).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))?;
-        let pen = Mutex::new(Pen { connection, checkpointer });
-        let disk = Mutex::new(Disk { wal, synced: 0, broken: false });
-        Ok(Self { pen, written: AtomicU64::new(0), disk })
-    }
-
-    /// One transaction for the jobs, and their answers once it is durable.
-    fn commit(&self, group: &mut [Box<dyn Job>]) {
-        let number = {
-            let pen = self.pen.lock();
-            commit_together(&pen.connection, group);
-            pen.checkpointer.after_commit(&pen.connection);
-            // With the pen in hand, so that the numbers are in the order of the log.
-            self.written.fetch_add(1, Ordering::Release) + 1
-        };
-        let durable = self.sync(number);
-        group.iter_mut().for_each(|job| job.answer(durable));
-    }
-
-    /// Waits until a transaction is durable; `false`: that will never be known.
-    fn sync(&self, number: u64) -> bool {
-        let mut disk = self.disk.lock();
-        if disk.synced >= number || disk.broken {
-            return disk.synced >= number;
-        }
-        // What was written while we waited for our turn comes to the disk too.
-        let written = self.written.load(Ordering::Acquire);
-        match disk.wal.sync_data() {
-            Ok(()) => disk.synced = written,
-            Err(error) => {
-                disk.broken = true;
-                tracing::error!(%error, "the store's write-ahead log could not be synced: nothing more is stored until a restart");
-            }
-        }
-        !disk.broken
-    }
-}
-
 impl Writer {
     /// Opens the file and starts the threads.
     pub(super) fn open(path: &Path) -> rusqlite::Result<Self> {
@@ -173,6 +113,11 @@ impl Writer {
         Ok(Self { jobs: Some(jobs), threads, here: Mutex::default(), desk })
     }
 
+    /// Where it writes.
+    pub(super) fn desk(&self) -> &Arc<Desk> {
+        &self.desk
+    }
+
     /// Runs the work in a transaction and returns once it is durable. It runs again, from the state before, where
     /// another job of the same transaction fails.
     pub(super) async fn run<T: Send + 'static>(
@@ -182,14 +127,13 @@ impl Writer {
         self.run_then(work, || {}).await
     }
 
-    /// The same, with something to do right after the commit, before anybody hears of it.
+    /// The same, with something to do once it is durable, before anybody hears of it.
     pub(super) async fn run_then<T: Send + 'static>(
         &self,
         work: impl FnMut(&Connection) -> rusqlite::Result<T> + Send + 'static,
-        committed: fn(),
+        then: fn(),
     ) -> Result<T, WriteError> {
-        let (reply, answer) = oneshot::channel();
-        let job = Box::new(Work { work, value: None, result: Err(WriteError::Stopped), committed, reply: Some(reply) });
+        let (job, answer) = Task::new(work, then);
         let jobs = self.jobs.as_ref().expect("the sender is there until the drop");
         jobs.send(job).await.map_err(|_| WriteError::Stopped)?;
         answer.await.map_err(|_| WriteError::Stopped)?
@@ -200,21 +144,15 @@ impl Writer {
     pub(super) async fn run_here_then<T: Send + 'static>(
         &self,
         work: impl FnMut(&Connection) -> rusqlite::Result<T> + Send + 'static,
-        committed: fn(),
+        then: fn(),
     ) -> Result<T, WriteError> {
-        let (reply, answer) = oneshot::channel();
-        self.here.lock().push(Box::new(Work {
-            work,
-            value: None,
-            result: Err(WriteError::Stopped),
-            committed,
-            reply: Some(reply),
-        }));
+        let (job, answer) = Task::new(work, then);
+        self.here.lock().push(job);
         tokio::task::yield_now().await;
         // None where another has taken them all.
         let mut group = std::mem::take(&mut *self.here.lock());
         if !group.is_empty() {
-            self.desk.commit(&mut group);
+            self.desk.commit(self.desk.pen(), &mut group);
         }
         answer.await.map_err(|_| WriteError::Stopped)?
     }
@@ -231,24 +169,28 @@ impl Drop for Writer {
     }
 }
 
-trait Job: Send {
-    /// Does the work; may be called again after a rollback.
-    fn run(&mut self, connection: &Connection) -> rusqlite::Result<()>;
-    /// Takes down what its transaction came to.
-    fn committed(&mut self, result: Result<(), WriteError>);
-    /// Answers. What is committed and not known to be durable is uncertain.
-    fn answer(&mut self, durable: bool);
-}
-
-struct Work<F, T> {
+/// Work of one caller.
+struct Task<F, T> {
     work: F,
     value: Option<T>,
     result: Result<(), WriteError>,
-    committed: fn(),
+    then: fn(),
     reply: Option<oneshot::Sender<Result<T, WriteError>>>,
 }
 
-impl<F, T> Job for Work<F, T>
+impl<F, T> Task<F, T>
+where
+    F: FnMut(&Connection) -> rusqlite::Result<T> + Send,
+    T: Send,
+{
+    fn new(work: F, then: fn()) -> (Box<Self>, oneshot::Receiver<Result<T, WriteError>>) {
+        let (reply, answer) = oneshot::channel();
+        let task = Self { work, value: None, result: Err(WriteError::Stopped), then, reply: Some(reply) };
+        (Box::new(task), answer)
+    }
+}
+
+impl<F, T> Job for Task<F, T>
 where
     F: FnMut(&Connection) -> rusqlite::Result<T> + Send,
     T: Send,
@@ -258,19 +200,16 @@ where
         Ok(())
     }
 
-    fn committed(&mut self, result: Result<(), WriteError>) {
+    fn note(&mut self, result: Result<(), WriteError>) {
         self.result = result;
     }
 
     fn answer(&mut self, durable: bool) {
-        let result = match std::mem::replace(&mut self.result, Err(WriteError::Stopped)) {
-            Ok(()) if durable => {
-                (self.committed)();
-                Ok(self.value.take().expect("a committed job has run"))
-            }
-            Ok(()) => Err(WriteError::Stopped),
-            Err(error) => Err(error),
-        };
+        let result = std::mem::replace(&mut self.result, Err(WriteError::Stopped));
+        let result = result.and(if durable { Ok(()) } else { Err(WriteError::Broken) }).map(|()| {
+            (self.then)();
+            self.value.take().expect("a committed job has run")
+        });
         if let Some(reply) = self.reply.take() {
             // Nobody waits any more: what is committed stays so.
             let _ = reply.send(result);
@@ -281,67 +220,26 @@ where
 fn write(desk: &Desk, queue: &Mutex<mpsc::Receiver<Box<dyn Job>>>) {
     let mut group = Vec::with_capacity(GROUP_MAX);
     loop {
-        let taken = queue.lock().blocking_recv_many(&mut group, GROUP_MAX);
-        if taken == 0 {
+        let mut line = queue.lock();
+        if line.blocking_recv_many(&mut group, GROUP_MAX) == 0 {
             return;
         }
-        desk.commit(&mut group);
-        group.clear();
-    }
-}
-
-/// One transaction for all; where one job fails, nothing of it stays and each has a transaction of its own. So no job
-/// needs a savepoint, whose copies of pages would cost every batch something for a case that hardly occurs.
-fn commit_together(connection: &Connection, group: &mut [Box<dyn Job>]) {
-    match transaction(connection, group) {
-        Ok(()) => group.iter_mut().for_each(|job| job.committed(Ok(()))),
-        Err(Failure::Transaction(error)) => group.iter_mut().for_each(|job| job.committed(Err(error.again()))),
-        Err(Failure::Job(error)) if group.len() == 1 => group[0].committed(Err(error)),
-        Err(Failure::Job(_)) => group.chunks_mut(1).for_each(|alone| commit_together(connection, alone)),
-    }
-}
-
-/// Whose failure it is.
-enum Failure {
-    /// One job's: the others may do better without it.
-    Job(WriteError),
-    /// That of BEGIN or COMMIT: everybody's.
-    Transaction(WriteError),
-}
-
-fn transaction(connection: &Connection, jobs: &mut [Box<dyn Job>]) -> Result<(), Failure> {
-    let execute = |sql| connection.prepare_cached(sql).and_then(|mut statement| statement.execute([]));
-    execute("BEGIN IMMEDIATE").map_err(|error| Failure::Transaction(WriteError::NotCommitted(error)))?;
-    let ran = jobs.iter_mut().try_for_each(|job| run(&mut **job, connection)).map_err(Failure::Job);
-    let result =
-        ran.and_then(|()| execute("COMMIT").map(drop).map_err(|error| Failure::Transaction(commit_error(error))));
-    if result.is_err() && !connection.is_autocommit() {
-        // Where even that fails, the next BEGIN says so.
-        if let Err(error) = execute("ROLLBACK") {
-            tracing::error!(%error, "a transaction of the store could not be rolled back");
+        // Before the other thread is let to the line, so that groups keep its order; what arrives meanwhile comes along.
+        let pen = desk.pen();
+        while group.len() < GROUP_MAX
+            && let Ok(job) = line.try_recv()
+        {
+            group.push(job);
         }
-    }
-    result
-}
-
-/// A job that panics must not take the writer, and so everybody's Store, with it.
-fn run(job: &mut dyn Job, connection: &Connection) -> Result<(), WriteError> {
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job.run(connection))) {
-        Ok(result) => result.map_err(WriteError::NotCommitted),
-        Err(_) => Err(WriteError::Stopped),
-    }
-}
-
-fn commit_error(error: rusqlite::Error) -> WriteError {
-    match error.sqlite_error_code() {
-        // SQLite gave up before the commit's last page was in the write-ahead log.
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DiskFull) => WriteError::NotCommitted(error),
-        _ => WriteError::Uncertain(error),
+        drop(line);
+        desk.commit(pen, &mut group);
+        group.clear();
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::connection::Readers;
     use super::*;
 
     fn writer() -> (tempfile::TempDir, Writer) {
@@ -464,13 +362,40 @@ mod tests {
     async fn after_a_sync_has_failed_nothing_is_called_durable() {
         let (_folder, writer) = with_table().await;
         // What cannot be synced, whatever is written.
-        let null = File::open("/dev/null").expect("it is there");
-        let wal = std::mem::replace(&mut writer.desk.disk.lock().wal, null);
+        let null = std::fs::File::open("/dev/null").expect("it is there");
+        let wal = std::mem::replace(&mut *writer.desk.disk(), null);
         let error = writer.run(insert(1)).await.expect_err("it is not on the disk");
+        assert!(matches!(error, WriteError::Broken), "{error:?}");
+        *writer.desk.disk() = wal;
+        let error = writer.run(insert(2)).await.expect_err("nobody knows what lies below it");
         assert!(matches!(error.into_apply_error(), ApplyError::Uncertain(_)));
-        writer.desk.disk.lock().wal = wal;
-        writer.run(insert(2)).await.expect_err("nobody knows what lies below it");
         writer.run_here_then(insert(3), || {}).await.expect_err("nor here");
+        assert!(!writer.desk.settle(), "what is read now may be gone tomorrow");
+    }
+
+    #[tokio::test]
+    async fn what_is_read_is_durable() {
+        let (folder, writer) = with_table().await;
+        let readers = Readers::new(&folder.path().join("store.db"), writer.desk());
+        let disk = writer.desk.disk();
+        let writing = writer.run(insert(1));
+        let count = |connection: &Connection| {
+            connection.query_row("SELECT COUNT(*) FROM numbers", [], |row| row.get::<_, i64>(0))
+        };
+        let outside = Connection::open(folder.path().join("store.db")).expect("it is there");
+        let reading = async {
+            // By then it is committed, and the disk is waited for.
+            while count(&outside).expect("the table is there") != 1 {
+                tokio::task::yield_now().await;
+            }
+            let mut read = Box::pin(readers.run(count));
+            let early = tokio::time::timeout(std::time::Duration::from_millis(200), &mut read).await;
+            assert!(early.is_err(), "it was read before it was durable");
+            drop(disk);
+            assert_eq!(read.await.expect("it is durable"), 1);
+        };
+        let (written, ()) = tokio::join!(writing, reading);
+        written.expect("it is durable");
     }
 
     #[tokio::test]
