@@ -42,7 +42,7 @@ pub async fn run(options: &Options) -> Result<Value> {
     let wanted = |name: &str| options.only.as_deref().is_none_or(|only| only == name);
     let folder = tempfile::tempdir()?;
     let mut figures = json!({ "bench": "durable", "machine": machine::describe() });
-    figures["reference"] = reference::disk::fdatasync(folder.path(), Duration::from_secs(2))?;
+    figures["reference"] = reference::disk::fdatasync(folder.path(), Duration::from_secs(options.seconds))?;
     for (name, composition) in [("embedded", Composition::Embedded), ("distributed", Composition::Distributed)] {
         if wanted(name) {
             figures[name] = measure(name, composition, options).await?;
