@@ -41,7 +41,12 @@ pub struct Setup {
     pub arguments: Vec<String>,
     /// Whether the gateway speaks TLS, with a certificate made for the run.
     pub tls: bool,
+    /// Whether its data lie in memory, where the disk's stalls would hide what is measured.
+    pub in_memory: bool,
 }
+
+/// A folder in memory, on Linux.
+const MEMORY: &str = "/dev/shm";
 
 /// Two users and their conversation.
 pub struct Pair {
@@ -79,7 +84,8 @@ impl Installation {
 
     /// Seeds the Store; nothing of Roost runs yet.
     pub async fn prepare(composition: Composition, setup: Setup) -> Result<Self> {
-        let data = tempfile::Builder::new().prefix("roost-bench-").tempdir()?;
+        let place = if setup.in_memory { PathBuf::from(MEMORY) } else { std::env::temp_dir() };
+        let data = tempfile::Builder::new().prefix("roost-bench-").tempdir_in(place)?;
         let folder = data.path().display().to_string();
         let settings: Vec<String> = match composition {
             Composition::Embedded => vec!["--data".into(), folder],

@@ -24,6 +24,9 @@ pub struct Options {
     /// Storms; the median counts.
     #[arg(long, default_value_t = 3)]
     times: usize,
+    /// The data on the disk instead of in memory: whatever the storm does, its stalls are in the latencies too.
+    #[arg(long)]
+    on_disk: bool,
     #[command(flatten)]
     server: ServerOptions,
 }
@@ -38,7 +41,13 @@ const STORM_SECONDS_MAX: usize = 300;
 pub async fn run(options: &Options) -> Result<Value> {
     let (others, sessions) = (options.others, options.sessions);
     let groups = vec![(0..others).collect()];
-    let setup = Setup { users: others + sessions, groups, arguments: options.server.arguments(), ..Setup::default() };
+    let setup = Setup {
+        users: others + sessions,
+        groups,
+        arguments: options.server.arguments(),
+        in_memory: !options.on_disk,
+        ..Setup::default()
+    };
     let target = Target::product(setup).await?;
     let mut staying = Crowd::start(&target, 0, 128).await?;
     staying.open(others, 2_000).await?;
@@ -129,6 +138,7 @@ fn figures(options: &Options, driver: &str, storms: &[Storm]) -> Value {
         "bench": "storm",
         "machine": machine::describe(),
         "driver": driver,
+        "data": if options.on_disk { "disk" } else { "memory" },
         "sessions": options.sessions,
         "others": options.others,
         "all_back_s": middle(|storm| storm.all_back_s),

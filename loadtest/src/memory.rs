@@ -23,9 +23,12 @@ pub fn cpu_us() -> u64 {
     ticks * 1_000_000 / TICKS_PER_SECOND
 }
 
-/// How many descriptors this process may have.
-pub fn descriptors_max() -> usize {
-    let text = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("Max open files"));
-    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(1024)
+/// Asks for as many descriptors as this process can get, and says how many it may have.
+pub fn raise_descriptors_max() -> usize {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // Refused: it stays as it was.
+    let _ = setrlimit(Resource::Nofile, limit);
+    getrlimit(Resource::Nofile).current.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
 }

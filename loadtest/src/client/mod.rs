@@ -77,7 +77,7 @@ async fn obey(mut orders: mpsc::Receiver<Order>) -> Result<()> {
 }
 
 fn check(task: &Task) -> Result<()> {
-    let most = memory::descriptors_max().saturating_sub(DESCRIPTORS_RESERVED);
+    let most = memory::raise_descriptors_max().saturating_sub(DESCRIPTORS_RESERVED);
     if task.count as usize > most {
         return Err(format!("{} sessions in a process of {most} descriptors: use more processes", task.count).into());
     }
