@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
 use roost_gateway::Certificates;
@@ -72,6 +73,8 @@ struct Echo<D> {
     connections: Slab<Connection>,
     /// Of the next connection.
     generation: u32,
+    /// Somebody may have something to do when its send is complete.
+    awaits_sent: bool,
 }
 
 struct Connection {
@@ -97,12 +100,13 @@ enum Stage {
 
 impl<D: Driver> Echo<D> {
     fn new(driver: D) -> Self {
-        Self { driver, origins: OriginPolicy::default(), connections: Slab::new(), generation: 0 }
+        Self { driver, origins: OriginPolicy::default(), connections: Slab::new(), generation: 0, awaits_sent: false }
     }
 
     fn run(mut self) -> io::Result<()> {
         loop {
-            self.driver.wait(None)?;
+            let at_once = std::mem::take(&mut self.awaits_sent).then_some(Duration::ZERO);
+            self.driver.wait(at_once)?;
             while self.step() {}
         }
     }
@@ -141,6 +145,7 @@ impl<D: Driver> Echo<D> {
         let connection = &mut self.connections[key.slot as usize];
         assert_eq!(connection.key, key, "a completion of an earlier connection");
         connection.settle(&mut self.driver);
+        self.awaits_sent |= connection.sending;
         true
     }
 }

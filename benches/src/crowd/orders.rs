@@ -4,6 +4,9 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
 use roost_protocol::ConversationId;
 use serde_json::{Value, json};
 
@@ -26,7 +29,7 @@ impl Crowd {
     /// * `open TOTAL PER_SECOND`: connects until so many sessions are live.
     /// * `broadcast SESSION CONVERSATION COUNT PER_SECOND EACH`: messages by one session, each to be received EACH times here.
     /// * `send SESSION CONVERSATION`: one message, not waited for.
-    /// * `ping COUNT PER_SECOND`: pings by all sessions in turn.
+    /// * `ping COUNT PER_SECOND`: pings by all sessions in turn, in an order that has nothing to do with theirs.
     /// * `storm SECONDS_MAX`: cuts all connections at once; they come back as the product's clients do.
     /// * `reset`, and `counts`.
     ///
@@ -125,6 +128,7 @@ impl Crowd {
 
     fn ping(&mut self, count: usize, per_second: usize) -> Result<Value> {
         self.begin();
+        let turns = shuffled(self.sessions.len());
         let (begun, ping) = (Instant::now(), wire::ping());
         let (mut last, mut skipped) = (begun, 0);
         while self.due.len() < count {
@@ -136,8 +140,7 @@ impl Crowd {
                 continue;
             }
             self.due.push(last);
-            let sessions = self.sessions.len();
-            let session = &mut self.sessions[number % sessions];
+            let session = &mut self.sessions[turns[number % turns.len()]];
             if session.asked || session.state != State::Live {
                 skipped += 1;
                 continue;
@@ -204,6 +207,14 @@ impl Crowd {
 struct Sender {
     session: usize,
     conversation: ConversationId,
+}
+
+/// An order of so many, the same for every server. In the order of their connecting they would reach a server that
+/// shares them out in turn one thread after the other, and none would ever find two at once.
+fn shuffled(count: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..count).collect();
+    order.shuffle(&mut StdRng::seed_from_u64(1));
+    order
 }
 
 fn milliseconds(micros: &Histogram<u64>, quantile: f64) -> f64 {

@@ -135,7 +135,8 @@ impl From<TcpStream> for Stream {
 ///
 /// * Every connection adopted has exactly one last word: `Closed` or `Released`.
 /// * After `Close` or `Release` nothing but the last word comes for the key.
-/// * Every `Send` is answered by one `Sent`, unless the connection is closed or released first.
+/// * Every `Send` is answered by one `Sent`, unless the connection is closed or released first. `Sent` does not end a
+///   `wait`: it may come as late as whatever comes next. Whoever cannot go on without it waits for no time.
 /// * `wait` begins what was submitted; a driver may begin it sooner.
 pub trait Driver {
     /// Puts something in line.

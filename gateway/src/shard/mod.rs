@@ -60,6 +60,8 @@ pub(crate) struct Shard<D> {
     /// The lease has passed: nothing is served until the next life begins.
     suspended: bool,
     lease_checked: Now,
+    /// Somebody has more to send than is being sent, or something to do when it is sent.
+    awaits_sent: bool,
     /// The sum of this shard's queues.
     queue_bytes: u64,
     /// How far the sum of all shards' queues is over its cap.
@@ -124,6 +126,7 @@ impl<D: Driver> Shard<D> {
             incarnation,
             suspended: false,
             lease_checked: now,
+            awaits_sent: false,
             queue_bytes: 0,
             pressure: Pressure::None,
             accepting: if accepts { Accepting::Yes } else { Accepting::Never },
@@ -172,7 +175,10 @@ impl<D: Driver> Shard<D> {
         self.decide_accepting();
     }
 
-    fn timeout(&self) -> Option<Duration> {
+    fn timeout(&mut self) -> Option<Duration> {
+        if std::mem::take(&mut self.awaits_sent) {
+            return Some(Duration::ZERO);
+        }
         let mut next_ms = self.wheel.next_ms();
         let mut sooner = |at_ms: u64| next_ms = Some(next_ms.map_or(at_ms, |next_ms| next_ms.min(at_ms)));
         if let Accepting::PausedUntil(at_ms) = self.accepting {
@@ -184,9 +190,8 @@ impl<D: Driver> Shard<D> {
         if !self.changes.is_empty() {
             sooner(self.now.steady_ms + 5);
         }
-        let elapsed_ms = self.started.elapsed().as_millis() as u64;
-        // Rounded up, or the last millisecond would be spent spinning.
-        next_ms.map(|at_ms| Duration::from_millis(at_ms.saturating_sub(elapsed_ms)))
+        // From when the round began: its clock has been read, and is rounded down, so that no millisecond is spent spinning.
+        next_ms.map(|at_ms| Duration::from_millis(at_ms.saturating_sub(self.now.steady_ms)))
     }
 
     fn read_clocks(&mut self) {

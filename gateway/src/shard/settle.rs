@@ -115,6 +115,7 @@ impl<D: Driver> Shard<D> {
                 self.driver.submit(Submission::Send { key, frames, offset });
             }
         }
+        self.awaits_sent |= session.awaits_transmitted();
         let queued = session.queued_bytes() as u32;
         self.queue_bytes = self.queue_bytes - u64::from(entry.counted_bytes) + u64::from(queued);
         entry.counted_bytes = queued;

@@ -99,11 +99,21 @@ impl<D: Driver> Bed<D> {
 
     /// Rounds until something holds.
     pub fn until(&mut self, what: &str, holds: impl Fn(&Self) -> bool) {
+        self.rounds_until(what, Duration::from_millis(20), holds);
+    }
+
+    /// Rounds that only the driver itself can end, until something holds.
+    pub fn until_waiting_long(&mut self, what: &str, holds: impl Fn(&Self) -> bool) {
+        self.rounds_until(what, LIVENESS, holds);
+    }
+
+    fn rounds_until(&mut self, what: &str, timeout: Duration, holds: impl Fn(&Self) -> bool) {
         let began = Instant::now();
         while !holds(self) {
             assert!(began.elapsed() < LIVENESS, "never happened: {what}");
-            self.round(Duration::from_millis(20));
+            self.round(timeout);
         }
+        assert!(began.elapsed() < LIVENESS, "too late: {what}");
     }
 
     /// Rounds for a while, in which nothing is to happen.

@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bed::Bed;
 use bytes::Bytes;
@@ -18,6 +18,15 @@ use roost_gateway::driver::{Driver, Key, Submission};
 
 fn pattern(bytes: usize) -> Vec<u8> {
     (0..bytes).map(|at| (at % 251) as u8).collect()
+}
+
+fn send_all(bed: &mut Bed<impl Driver>, key: Key, body: &Bytes, mut at: usize) {
+    while at < body.len() {
+        bed.send(key, &[body.slice(at..)], 0);
+        let answers = bed.lives[&key].sent.len();
+        bed.until("an answer to the send", |bed| bed.lives[&key].sent.len() > answers);
+        at += bed.lives[&key].sent.last().unwrap().as_ref().expect("the peer reads");
+    }
 }
 
 fn bytes_come_in_order_and_never_more_than_was_asked_for(driver: impl Driver) {
@@ -67,13 +76,32 @@ fn what_is_longer_than_any_buffer_goes_both_ways(driver: impl Driver) {
     });
     bed.until("all of it", |bed| bed.lives[&key].received.len() == body.len());
     assert!(bed.lives[&key].received == body);
-    let mut at = 0;
-    while at < body.len() {
-        bed.send(key, &[back.slice(at..)], 0);
-        let answers = bed.lives[&key].sent.len();
-        bed.until("an answer to the send", |bed| bed.lives[&key].sent.len() > answers);
-        at += bed.lives[&key].sent.last().unwrap().as_ref().expect("the peer reads");
-    }
+    send_all(&mut bed, key, &back, 0);
+    let (_peer, heard) = other_end.join().expect("the other end");
+    assert!(heard == body);
+}
+
+/// Where not all of a send can be written, its completion does not wait for something else to happen.
+fn a_send_without_room_ends_the_waiting(driver: impl Driver) {
+    let mut bed = Bed::new(driver);
+    let (key, mut peer) = bed.connect(usize::MAX);
+    let body = Bytes::from(pattern(16 << 20));
+    bed.send(key, std::slice::from_ref(&body), 0);
+    bed.until_waiting_long("what the socket had room for", |bed| bed.lives[&key].sent.len() == 1);
+    let mut at = *bed.lives[&key].sent[0].as_ref().expect("the peer is there");
+    assert!(at > 0 && at < body.len(), "{at} bytes fit into the socket: the test needs more");
+    bed.send(key, &[body.slice(at..)], 0);
+    bed.linger();
+    assert_eq!(bed.lives[&key].sent.len(), 1, "nobody reads");
+    let length = body.len();
+    let other_end = std::thread::spawn(move || {
+        let mut heard = vec![0; length];
+        peer.read_exact(&mut heard).expect("it is written");
+        (peer, heard)
+    });
+    bed.until_waiting_long("the peer to read", |bed| bed.lives[&key].sent.len() == 2);
+    at += bed.lives[&key].sent[1].as_ref().expect("the peer reads");
+    send_all(&mut bed, key, &body, at);
     let (_peer, heard) = other_end.join().expect("the other end");
     assert!(heard == body);
 }
@@ -300,6 +328,7 @@ macro_rules! on {
                 bytes_come_in_order_and_never_more_than_was_asked_for,
                 a_conversation_of_many_short_frames_is_complete,
                 what_is_longer_than_any_buffer_goes_both_ways,
+                a_send_without_room_ends_the_waiting,
                 several_frames_go_out_in_one_send,
                 an_end_is_told_once_and_after_the_last_byte,
                 an_end_is_told_where_bytes_are_not_wanted_yet,
@@ -343,3 +372,22 @@ on!(uring, |listener: Option<TcpListener>| match probe() {
         None
     }
 });
+
+/// Whoever sleeps is not woken to hear that a send has succeeded: that comes with what comes next.
+#[test]
+#[cfg(target_os = "linux")]
+fn the_ring_is_silent_about_a_success() {
+    const WAIT: Duration = Duration::from_millis(200);
+    let Ok(driver) = probe().map(|()| Uring::new(None, 10_000).expect("a ring")) else { return };
+    let mut bed = Bed::new(driver);
+    let (key, mut peer) = bed.connect(usize::MAX);
+    bed.linger();
+    bed.send(key, &[Bytes::from_static(b"psst")], 0);
+    let begun = Instant::now();
+    bed.round(WAIT);
+    assert!(begun.elapsed() >= WAIT, "it woke up after {:?}", begun.elapsed());
+    assert_eq!(*bed.lives[&key].sent[0].as_ref().expect("the peer is there"), 4);
+    let mut heard = [0; 4];
+    peer.read_exact(&mut heard).expect("it was written");
+    assert_eq!(&heard, b"psst");
+}

@@ -154,6 +154,11 @@ impl Session {
         if self.queue.is_lent() { 0 } else { self.queue.lend(frames_max, bytes_max, take) }
     }
 
+    /// Whether something waits for the loan's end: more to write, or the end of the session.
+    pub fn awaits_transmitted(&self) -> bool {
+        self.queue.is_lent() && (!self.queue.is_lent_whole() || !self.is_live())
+    }
+
     /// Bytes that are not written yet.
     pub fn queued_bytes(&self) -> usize {
         self.queue.bytes()

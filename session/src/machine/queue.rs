@@ -47,6 +47,11 @@ impl Queue {
         self.lent > 0
     }
 
+    /// Whether nothing is left that could be lent.
+    pub(super) fn is_lent_whole(&self) -> bool {
+        self.lent as usize == usize::from(self.first.is_some()) + self.rest.len()
+    }
+
     /// Bytes not written yet.
     pub(super) fn bytes(&self) -> usize {
         self.bytes as usize

@@ -43,6 +43,8 @@ pub struct Tls<D> {
     plain: Vec<u8>,
     /// Small frames come together here before they are encrypted.
     gather: Vec<u8>,
+    /// Somebody cannot go on before a send is complete.
+    awaits_sent: bool,
 }
 
 struct Connection {
@@ -113,6 +115,7 @@ impl<D: Driver> Tls<D> {
             again: Vec::new(),
             plain: Vec::new(),
             gather: Vec::new(),
+            awaits_sent: false,
         }
     }
 
@@ -163,6 +166,7 @@ impl<D: Driver> Tls<D> {
         match machine.encrypt(frames, offset, &mut self.gather, &mut outgoing.next) {
             Ok(bytes) => {
                 outgoing.tell = Some(bytes);
+                self.awaits_sent |= offset + bytes < frames.iter().map(Bytes::len).sum();
                 self.push(key);
             }
             Err(error) => self.done.push_back(Done::Sent(key, Err(io::Error::other(error)))),
@@ -294,9 +298,11 @@ impl<D: Driver> Tls<D> {
         let Some(connection) = place.filter(|connection| connection.generation == key.generation) else { return };
         let Some(outgoing) = &mut connection.outgoing else { return };
         if outgoing.in_flight.is_some() {
+            self.awaits_sent = true;
             return;
         }
         if !outgoing.next.is_empty() {
+            self.awaits_sent |= outgoing.shutdown || connection.stage == Stage::Releasing;
             let bytes = Bytes::from(std::mem::take(&mut outgoing.next));
             outgoing.in_flight = Some((bytes.clone(), 0));
             return self.inner.submit(Submission::Send { key, frames: smallvec![bytes], offset: 0 });
@@ -417,7 +423,8 @@ impl<D: Driver> Driver for Tls<D> {
         self.ready.extend(self.again.drain(..));
         self.plain.clear();
         self.plain.shrink_to(SHARED_BYTES_MAX);
-        let busy = !self.ready.is_empty() || !self.done.is_empty();
+        let awaits_sent = std::mem::take(&mut self.awaits_sent);
+        let busy = awaits_sent || !self.ready.is_empty() || !self.done.is_empty();
         self.inner.wait(if busy { Some(Duration::ZERO) } else { timeout })
     }
 

@@ -8,7 +8,8 @@
 //!   Bytes are then fetched by a receive that never waits. A connection that goes on talking gets a multishot receive
 //!   instead, until it has been silent for a while: then each message costs one completion and no submission.
 //! * Whatever a round submits goes to the kernel in one call, the same that waits for what comes next.
-//! * Frames are sent from where they lie: they belong to the driver until their send is complete.
+//! * Frames are sent from where they lie: they belong to the driver until their send is complete. A send is tried first,
+//!   and the kernel is silent where it succeeds: who sleeps is not woken to hear that.
 //!
 //! Its rooms: [`ring`] talks to the kernel, [`buffers`] holds the receive buffers, [`sends`] what is being sent,
 //! [`connection`] the state of a slot, [`probe`] finds out whether all this works here. `unsafe` stands in the first
@@ -64,6 +65,8 @@ pub struct Uring {
     now_ms: u32,
     /// Whoever was silent for so long is quiet again.
     quiet_ms: u32,
+    /// Somebody who leaves waits for a send: what was tried is to be completed at once.
+    hurries: bool,
     /// The ring belongs to the thread that uses it first.
     enabled: bool,
 }
@@ -99,6 +102,7 @@ impl Uring {
             started: Instant::now(),
             now_ms: 0,
             quiet_ms: reading::QUIET_MS,
+            hurries: false,
             enabled: false,
             ring,
         })
@@ -155,7 +159,7 @@ impl Uring {
         let Some(connection) = self.connection(key) else { return };
         debug_assert!(connection.send.is_none(), "one send at a time");
         let send = self.sends.put(frames, offset);
-        let operation = Operation::Send(self.sends.outgoing(send));
+        let operation = Operation::TrySend(self.sends.outgoing(send));
         if let Some(connection) = self.connections.at(key.slot) {
             connection.send = Some(send);
         }
@@ -177,6 +181,7 @@ impl Uring {
             self.begin(key.slot, Operation::CancelReceive);
         }
         if sending {
+            self.hurries = true;
             self.begin(key.slot, Operation::CancelSend);
         }
         if closes {
@@ -229,11 +234,23 @@ impl Uring {
         match completed.kind() {
             Kind::Poll => self.polled(key, completed),
             Kind::Receive => self.received(key, completed),
-            Kind::Send => self.sent(key, completed.result()),
+            Kind::TrySend if completed.found_no_room() => self.send_when_there_is_room(key),
+            Kind::TrySend | Kind::Send => self.sent(key, completed.result()),
             Kind::Install => self.installed(key, completed.result()),
             Kind::Cancel | Kind::Close | Kind::Shutdown => {}
         }
         self.finish_leaving(key);
+    }
+
+    fn send_when_there_is_room(&mut self, key: Key) {
+        match self.connection(key).and_then(|connection| connection.send) {
+            Some(send) => {
+                let operation = Operation::Send(self.sends.outgoing(send));
+                self.begin(key.slot, operation);
+            }
+            // It has left meanwhile.
+            None => self.sent(key, Ok(0)),
+        }
     }
 
     fn sent(&mut self, key: Key, result: io::Result<usize>) {
@@ -324,7 +341,8 @@ impl Driver for Uring {
         self.calm_the_silent();
         self.begin_reads();
         let acceptor_has_more = self.acceptor.as_mut().is_some_and(Acceptor::begin_round);
-        let at_once = acceptor_has_more || !self.done.is_empty() || !self.completed.is_empty();
+        let hurries = std::mem::take(&mut self.hurries);
+        let at_once = hurries || acceptor_has_more || !self.done.is_empty() || !self.completed.is_empty();
         self.ring.wait(if at_once { Some(Duration::ZERO) } else { timeout }, &mut self.completed)
     }
 

@@ -25,6 +25,10 @@ const COMPLETIONS: u32 = 8192;
 /// Threads of the kernel for what may block; only the closing of a writing half does.
 const KERNEL_WORKERS_MAX: u32 = 2;
 
+/// So many sends, and so many of their bytes, are completed with whatever comes next; more are completed at once.
+const TRIALS_KEPT_MAX: usize = 64;
+const TRIAL_BYTES_KEPT_MAX: u32 = 1 << 20;
+
 /// The kernel's own limit of a table.
 const FILES_MAX: usize = 1 << 20;
 
@@ -43,6 +47,7 @@ const REGISTER_WORKERS_MAX: u8 = 19;
 pub(super) enum Kind {
     Poll,
     Receive,
+    TrySend,
     Send,
     Shutdown,
     Cancel,
@@ -50,14 +55,20 @@ pub(super) enum Kind {
     Install,
 }
 
-const KINDS: [Kind; 7] =
-    [Kind::Poll, Kind::Receive, Kind::Send, Kind::Shutdown, Kind::Cancel, Kind::Close, Kind::Install];
+const KINDS: [Kind; 8] =
+    [Kind::Poll, Kind::Receive, Kind::TrySend, Kind::Send, Kind::Shutdown, Kind::Cancel, Kind::Close, Kind::Install];
 
 /// What is asked of the kernel for a slot.
 pub(super) enum Operation {
     Poll,
-    Receive { bytes: u32 },
+    Receive {
+        bytes: u32,
+    },
     ReceiveMany,
+    /// Where the socket has no room at once: `EAGAIN`, or less than all. The kernel is silent about success, so that
+    /// nobody is woken by it; its completion comes with whatever comes next.
+    TrySend(Outgoing),
+    /// Waits for room.
     Send(Outgoing),
     Shutdown,
     CancelPoll,
@@ -76,6 +87,10 @@ pub(super) struct Completed {
 }
 
 impl Completed {
+    fn of(trial: Trial) -> Self {
+        Self { user_data: user_data(trial.slot, Kind::TrySend), result: trial.bytes as i32, flags: 0 }
+    }
+
     pub(super) fn slot(&self) -> u32 {
         self.user_data as u32
     }
@@ -102,6 +117,11 @@ impl Completed {
         cqueue::sock_nonempty(self.flags)
     }
 
+    /// Of a send that was tried.
+    pub(super) fn found_no_room(&self) -> bool {
+        self.result == -libc::EAGAIN
+    }
+
     pub(super) fn is_cancelled(&self) -> bool {
         self.result == -libc::ECANCELED
     }
@@ -119,6 +139,15 @@ pub(super) struct Ring {
     files_max: usize,
     /// Submissions whose last completion has not come.
     under_way: u64,
+    /// What was tried and has not failed yet. Once the kernel has taken it, it has either failed or is complete.
+    trials: Vec<Trial>,
+}
+
+/// A send that the kernel speaks of only if it fails.
+#[derive(Clone, Copy)]
+struct Trial {
+    slot: u32,
+    bytes: u32,
 }
 
 impl Ring {
@@ -137,7 +166,7 @@ impl Ring {
         let files_max = files_max.clamp(1, descriptors_max().min(FILES_MAX));
         inner.submitter().register_files_sparse(files_max as u32)?;
         inner.submitter().register_restrictions(&mut restrictions())?;
-        Ok(Self { inner, files_max, under_way: 0 })
+        Ok(Self { inner, files_max, under_way: 0, trials: Vec::new() })
     }
 
     /// From now on the ring works, and belongs to this thread.
@@ -177,19 +206,26 @@ impl Ring {
     /// Puts a submission in line. Where there is no room the kernel takes what stands there, and what it completes at
     /// once is moved to `completed`.
     pub(super) fn push(&mut self, slot: u32, operation: Operation, completed: &mut VecDeque<Completed>) {
-        self.push_entry(entry(slot, operation), completed);
+        let trial = match &operation {
+            Operation::TrySend(outgoing) => Some(Trial { slot, bytes: outgoing.bytes() }),
+            _ => None,
+        };
+        if self.push_entry(entry(slot, operation), completed) {
+            self.trials.extend(trial);
+        }
     }
 
-    fn push_entry(&mut self, entry: Entry, completed: &mut VecDeque<Completed>) {
+    fn push_entry(&mut self, entry: Entry, completed: &mut VecDeque<Completed>) -> bool {
         // SAFETY: addresses in an entry come from `Sends` and from the registered buffers; both outlive the completion.
         while unsafe { self.inner.submission().push(&entry) }.is_err() {
             if let Err(error) = self.wait(Some(Duration::ZERO), completed) {
                 // Waiting says so too, and ends the shard.
                 tracing::error!(%error, "the ring takes nothing");
-                return;
+                return false;
             }
         }
         self.under_way += 1;
+        true
     }
 
     /// Cancels all that is under way: the end is near.
@@ -201,6 +237,7 @@ impl Ring {
     /// Gives the kernel what stands in line, waits for a completion or the time, and takes all completions.
     pub(super) fn wait(&mut self, timeout: Option<Duration>, completed: &mut VecDeque<Completed>) -> io::Result<()> {
         let submitter = self.inner.submitter();
+        let timeout = if self.keeps_much() { Some(Duration::ZERO) } else { timeout };
         let result = match timeout {
             Some(Duration::ZERO) => submitter.submit(),
             Some(timeout) => {
@@ -219,9 +256,36 @@ impl Ring {
         for entry in self.inner.completion() {
             let entry = Completed { user_data: entry.user_data(), result: entry.result(), flags: entry.flags() };
             self.under_way -= u64::from(!entry.more());
+            if entry.kind() == Kind::TrySend
+                && let Some(failed) = self.trials.iter().position(|trial| trial.slot == entry.slot())
+            {
+                self.trials.swap_remove(failed);
+            }
             completed.push_back(entry);
         }
+        self.complete_trials(completed);
         Ok(())
+    }
+
+    /// Frames are not kept in large numbers for the sake of one call.
+    fn keeps_much(&self) -> bool {
+        self.trials.len() > TRIALS_KEPT_MAX
+            || self.trials.iter().map(|trial| trial.bytes).sum::<u32>() > TRIAL_BYTES_KEPT_MAX
+    }
+
+    /// What was tried and has not failed is done. It is too soon to say so while some of it has not been taken, or the
+    /// kernel has completions that did not fit.
+    fn complete_trials(&mut self, completed: &mut VecDeque<Completed>) {
+        if self.trials.is_empty() {
+            return;
+        }
+        let line = self.inner.submission();
+        if !line.is_empty() || line.cq_overflow() {
+            return;
+        }
+        drop(line);
+        self.under_way -= self.trials.len() as u64;
+        completed.extend(self.trials.drain(..).map(Completed::of));
     }
 }
 
@@ -238,12 +302,12 @@ fn entry(slot: u32, operation: Operation) -> Entry {
             (Kind::Receive, entry)
         }
         Operation::ReceiveMany => (Kind::Receive, opcode::RecvMulti::new(file, GROUP).build()),
-        Operation::Send(Outgoing::One { address, bytes }) => {
-            (Kind::Send, opcode::Send::new(file, address, bytes).flags(libc::MSG_NOSIGNAL).build())
+        Operation::TrySend(outgoing) => {
+            // All of it or an error that says how much: what is written in part would else be taken for a success.
+            let send = send(file, &outgoing, libc::MSG_DONTWAIT | libc::MSG_WAITALL);
+            (Kind::TrySend, send.flags(Flags::SKIP_SUCCESS))
         }
-        Operation::Send(Outgoing::Several { header }) => {
-            (Kind::Send, opcode::SendMsg::new(file, header).flags(libc::MSG_NOSIGNAL as u32).build())
-        }
+        Operation::Send(outgoing) => (Kind::Send, send(file, &outgoing, 0)),
         Operation::Shutdown => (Kind::Shutdown, opcode::Shutdown::new(file, libc::SHUT_WR).build()),
         Operation::CancelPoll => (Kind::Cancel, cancel(CancelBuilder::user_data(user_data(slot, Kind::Poll)))),
         Operation::CancelReceive => (Kind::Cancel, cancel(CancelBuilder::user_data(user_data(slot, Kind::Receive)))),
@@ -252,6 +316,14 @@ fn entry(slot: u32, operation: Operation) -> Entry {
         Operation::Install => (Kind::Install, opcode::FixedFdInstall::new(file, 0).build()),
     };
     entry.user_data(user_data(slot, kind))
+}
+
+fn send(file: Fixed, outgoing: &Outgoing, flags: i32) -> Entry {
+    let flags = flags | libc::MSG_NOSIGNAL;
+    match *outgoing {
+        Outgoing::One { address, bytes } => opcode::Send::new(file, address, bytes).flags(flags).build(),
+        Outgoing::Several { header, .. } => opcode::SendMsg::new(file, header).flags(flags as u32).build(),
+    }
 }
 
 fn cancel(which: CancelBuilder) -> Entry {
@@ -275,7 +347,8 @@ fn restrictions() -> Vec<Restriction> {
         opcode::FixedFdInstall::CODE,
     ];
     let mut list: Vec<Restriction> = operations.iter().map(|&code| Restriction::sqe_op(code)).collect();
-    list.push(Restriction::sqe_flags_allowed(Flags::FIXED_FILE.bits() | Flags::BUFFER_SELECT.bits()));
+    let flags = Flags::FIXED_FILE | Flags::BUFFER_SELECT | Flags::SKIP_SUCCESS;
+    list.push(Restriction::sqe_flags_allowed(flags.bits()));
     list.push(Restriction::register_op(REGISTER_FILES_UPDATE));
     list.push(Restriction::register_op(REGISTER_WORKERS_MAX));
     list

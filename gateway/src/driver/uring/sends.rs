@@ -34,7 +34,16 @@ struct List {
 /// What is handed to the kernel. Only this module makes one.
 pub(super) enum Outgoing {
     One { address: *const u8, bytes: u32 },
-    Several { header: *const libc::msghdr },
+    Several { header: *const libc::msghdr, bytes: u32 },
+}
+
+impl Outgoing {
+    /// How many the kernel is to write.
+    pub(super) fn bytes(&self) -> u32 {
+        match self {
+            Self::One { bytes, .. } | Self::Several { bytes, .. } => *bytes,
+        }
+    }
 }
 
 // SAFETY: its addresses lead to frames and to itself, and no other thread knows them.
@@ -50,10 +59,10 @@ impl Sends {
     pub(super) fn outgoing(&mut self, send: u32) -> Outgoing {
         let Send { frames, offset, list } = &mut self.under_way[send as usize];
         match list {
-            Some(list) => Outgoing::Several { header: list.fill(frames, *offset) },
+            Some(list) => list.fill(frames, *offset),
             None => {
                 let rest: &[u8] = frames.first().map_or(&[], |frame| &frame[*offset..]);
-                Outgoing::One { address: rest.as_ptr(), bytes: rest.len().min(u32::MAX as usize) as u32 }
+                Outgoing::One { address: rest.as_ptr(), bytes: rest.len() as u32 }
             }
         }
     }
@@ -80,14 +89,16 @@ impl List {
         Box::new(unsafe { std::mem::zeroed() })
     }
 
-    fn fill(&mut self, frames: &[Bytes], offset: usize) -> *const libc::msghdr {
+    fn fill(&mut self, frames: &[Bytes], offset: usize) -> Outgoing {
         let count = frames.len().min(SEND_FRAMES_MAX);
+        let mut bytes = 0;
         for (index, (part, frame)) in self.parts.iter_mut().zip(frames).enumerate() {
             let rest = if index == 0 { &frame[offset..] } else { frame };
             *part = libc::iovec { iov_base: rest.as_ptr().cast_mut().cast(), iov_len: rest.len() };
+            bytes += rest.len();
         }
         self.header.msg_iov = self.parts.as_mut_ptr();
         self.header.msg_iovlen = count as _;
-        &raw const self.header
+        Outgoing::Several { header: &raw const self.header, bytes: bytes as u32 }
     }
 }
