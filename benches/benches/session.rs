@@ -28,8 +28,8 @@ fn context(settings: &Settings) -> Context<'_> {
 /// Everything queued is taken by the socket.
 fn write_out(session: &mut Session, context: &Context<'_>) -> usize {
     let mut bytes = 0;
-    let offset = session.lend(32, 256 * 1024, |frame| bytes += frame.len());
-    session.transmitted(bytes - offset, context);
+    let offset = session.lend(32, 256 * 1024, context, |frame| bytes += frame.len());
+    session.transmitted(bytes - offset);
     bytes - offset
 }
 

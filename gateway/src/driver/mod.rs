@@ -135,8 +135,9 @@ impl From<TcpStream> for Stream {
 ///
 /// * Every connection adopted has exactly one last word: `Closed` or `Released`.
 /// * After `Close` or `Release` nothing but the last word comes for the key.
-/// * Every `Send` is answered by one `Sent`, unless the connection is closed or released first. `Sent` does not end a
-///   `wait`: it may come as late as whatever comes next. Whoever cannot go on without it waits for no time.
+/// * Every `Send` is answered by one `Sent`, unless the connection is closed or released first. That
+///   everything could be written at once does not end a `wait`: such a `Sent` may come as late as whatever comes next.
+///   Whoever cannot go on without it waits for no time once; any other `Sent` ends the next `wait`.
 /// * `wait` begins what was submitted; a driver may begin it sooner.
 pub trait Driver {
     /// Puts something in line.

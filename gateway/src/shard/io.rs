@@ -38,7 +38,7 @@ impl<D: Driver> Shard<D> {
                     self.with_session(key, |session, _| session.lost());
                 }
                 Then::Sent(key, Ok(bytes)) => {
-                    self.with_session(key, |session, context| session.transmitted(bytes, context));
+                    self.with_session(key, |session, _| session.transmitted(bytes));
                 }
                 Then::Sent(key, Err(_)) => {
                     self.with_session(key, |session, _| session.lost());

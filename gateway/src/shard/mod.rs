@@ -1,7 +1,7 @@
 //! A shard: one thread with one driver, one slab of sessions and one timing wheel.
 //!
-//! No session has a task, a timer, a buffer or a lock of its own. In each round the shard looks at its lease, takes its
-//! mail and the driver's completions, wakes the sessions that are due, and then polls every session that was touched, in
+//! No session has a task, a timer, a buffer or a lock of its own. In each round the shard looks at its lease, takes the
+//! driver's completions and its mail, wakes the sessions that are due, and then polls every session that was touched, in
 //! the order that [`Session`](roost_session::machine::Session) asks for.
 
 mod door;
@@ -161,8 +161,9 @@ impl<D: Driver> Shard<D> {
     fn round(&mut self) {
         self.read_clocks();
         self.check_lease();
-        self.take_mail();
+        // What was sent is known before anybody is given more: who reads is not to look like who does not.
         self.take_completions();
+        self.take_mail();
         self.wake_due();
         self.step_drain();
         let refused = self.ingress.flush(&self.shared, self.index);

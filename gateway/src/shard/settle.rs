@@ -6,7 +6,7 @@ use roost_protocol::CloseCode;
 use roost_session::machine::Purpose;
 use tokio::sync::mpsc::error::TrySendError;
 
-use super::{Shard, Want};
+use super::{Shard, Want, context};
 use crate::driver::{Driver, Frames, SEND_BYTES_MAX, SEND_FRAMES_MAX, Submission};
 use crate::membership::Change;
 use crate::requests::{self, Asker};
@@ -102,6 +102,7 @@ impl<D: Driver> Shard<D> {
             return;
         }
         let session = &mut entry.session;
+        let context = context(shared, self.now, self.pressure);
         while let Some(request) = session.poll_request(&shared.settings) {
             let (user, form) = (session.identity().0, session.form());
             requests::answer(shared, Asker { shard: self.index, key, user, form }, request);
@@ -110,12 +111,12 @@ impl<D: Driver> Shard<D> {
         shared.metrics.rate_limited.add(u64::from(session.take_limited()));
         if session.queued_bytes() > 0 {
             let mut frames = Frames::new();
-            let offset = session.lend(SEND_FRAMES_MAX, SEND_BYTES_MAX, |frame| frames.push(frame));
+            let offset = session.lend(SEND_FRAMES_MAX, SEND_BYTES_MAX, &context, |frame| frames.push(frame));
             if !frames.is_empty() {
                 self.driver.submit(Submission::Send { key, frames, offset });
             }
         }
-        self.awaits_sent |= session.awaits_transmitted();
+        self.awaits_sent |= session.awaits_transmitted(&context);
         let queued = session.queued_bytes() as u32;
         self.queue_bytes = self.queue_bytes - u64::from(entry.counted_bytes) + u64::from(queued);
         entry.counted_bytes = queued;

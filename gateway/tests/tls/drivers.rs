@@ -4,13 +4,14 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use bytes::Bytes;
 use roost_gateway::driver::portable::Portable;
 use roost_gateway::driver::tls::Tls;
 #[cfg(target_os = "linux")]
 use roost_gateway::driver::uring::{Uring, probe};
-use roost_gateway::driver::{Driver, Key, Submission};
+use roost_gateway::driver::{Driver, Key, SEND_BYTES_MAX, Submission};
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, StreamOwned, SupportedProtocolVersion};
@@ -117,7 +118,11 @@ fn what_is_longer_than_any_buffer_goes_both_ways(driver: impl Driver, ends: &End
     let other_end = std::thread::spawn(move || {
         peer.write_all(&there).expect("it is read");
         let mut heard = vec![0; there.len()];
-        peer.read_exact(&mut heard).expect("it is written");
+        // Slowly, so that the socket is full at times and a send is written in several goes.
+        for part in heard.chunks_mut(16_000) {
+            std::thread::sleep(Duration::from_micros(500));
+            peer.read_exact(part).expect("it is written");
+        }
         (peer, heard)
     });
     bed.until("all of it", |bed| bed.lives[&key].received.len() == body.len());
@@ -128,6 +133,10 @@ fn what_is_longer_than_any_buffer_goes_both_ways(driver: impl Driver, ends: &End
         let middle = (at + 10_000).min(body.len());
         bed.send(key, &[back.slice(at..middle), back.slice(middle..)], 0);
         let answers = bed.lives[&key].sent.len();
+        if body.len() - at > SEND_BYTES_MAX {
+            // Not all of it is written at once, and that is told without anything else happening.
+            bed.until_waiting_long("an answer to the send", |bed| bed.lives[&key].sent.len() > answers);
+        }
         bed.until("an answer to the send", |bed| bed.lives[&key].sent.len() > answers);
         at += bed.lives[&key].sent.last().unwrap().as_ref().expect("the peer reads");
     }

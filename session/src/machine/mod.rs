@@ -42,7 +42,8 @@ use queue::Queue;
 ///   [`wants_shutdown`](Self::wants_shutdown), [`is_finished`](Self::is_finished), [`deadline`](Self::deadline),
 ///   [`read_budget`](Self::read_budget).
 /// * **Getters** change nothing: [`is_live`](Self::is_live), [`identity`](Self::identity), [`form`](Self::form),
-///   [`queued_bytes`](Self::queued_bytes), [`sends_in_flight`](Self::sends_in_flight), [`take_retries`](Self::take_retries),
+///   [`queued_bytes`](Self::queued_bytes), [`awaits_transmitted`](Self::awaits_transmitted),
+///   [`sends_in_flight`](Self::sends_in_flight), [`take_retries`](Self::take_retries),
 ///   [`take_limited`](Self::take_limited), [`ending`](Self::ending).
 ///
 /// [`Event`]s are handed out during a call, because a send borrows its body from the receive buffer: it is copied
@@ -150,13 +151,30 @@ impl Session {
 
     /// Lends the next queued frames for one write, at most so many and about so many bytes, and returns how much of
     /// the first one has been written already. Nothing is lent while a loan lasts; `transmitted` ends it.
-    pub fn lend(&mut self, frames_max: usize, bytes_max: usize, take: impl FnMut(Bytes)) -> usize {
-        if self.queue.is_lent() { 0 } else { self.queue.lend(frames_max, bytes_max, take) }
+    pub fn lend(
+        &mut self,
+        frames_max: usize,
+        bytes_max: usize,
+        context: &Context<'_>,
+        take: impl FnMut(Bytes),
+    ) -> usize {
+        if self.queue.is_lent() {
+            return 0;
+        }
+        let offset = self.queue.lend(frames_max, bytes_max, take);
+        if self.queue.is_lent() {
+            // Not when it is known to be transmitted, which may be told much later.
+            self.spoke_ms = context.now.steady_ms;
+        }
+        offset
     }
 
-    /// Whether something waits for the loan's end: more to write, or the end of the session.
-    pub fn awaits_transmitted(&self) -> bool {
-        self.queue.is_lent() && (!self.queue.is_lent_whole() || !self.is_live())
+    /// Whether something waits for the loan's end: more to write, the next request, the end of the session, or, where
+    /// memory is short, the judgement whether the peer reads.
+    pub fn awaits_transmitted(&self, context: &Context<'_>) -> bool {
+        let full = self.queue.bytes() >= context.settings.queue_bytes_soft;
+        self.queue.is_lent()
+            && (!self.queue.is_lent_whole() || full || context.pressure != Pressure::None || !self.is_live())
     }
 
     /// Bytes that are not written yet.

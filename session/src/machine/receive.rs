@@ -20,14 +20,11 @@ impl Session {
     }
 
     /// Takes note that the socket has taken so many of the bytes lent, and that the loan is over.
-    pub fn transmitted(&mut self, bytes: usize, context: &Context<'_>) {
+    pub fn transmitted(&mut self, bytes: usize) {
         if matches!(self.phase, Phase::Finished) {
             return;
         }
         self.queue.advance(bytes);
-        if bytes > 0 {
-            self.spoke_ms = context.now.steady_ms;
-        }
         self.finish_if_both_closed();
     }
 

@@ -130,11 +130,11 @@ impl Driven {
     pub fn write(&mut self, mut bytes: usize) {
         while bytes > 0 && self.session.queued_bytes() > 0 {
             let mut pieces: Vec<Bytes> = Vec::new();
-            let offset = self.session.lend(4, 100_000, |piece| pieces.push(piece));
+            let offset = self.call(|session, context, _| session.lend(4, 100_000, context, |piece| pieces.push(piece)));
             let joined = pieces.concat();
             let count = bytes.min(joined.len() - offset);
             self.output.extend_from_slice(&joined[offset..offset + count]);
-            self.call(|session, context, _| session.transmitted(count, context));
+            self.session.transmitted(count);
             bytes -= count;
         }
     }

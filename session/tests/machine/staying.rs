@@ -9,6 +9,19 @@ use roost_session::rate::Rate;
 use crate::common::{CLOSE, FIN, PING, PONG, client_frame};
 use crate::harness::*;
 
+/// It counts from when a frame is handed to the driver: that it was written may be told much later.
+#[test]
+fn a_peer_that_hears_nothing_for_so_long_is_pinged() {
+    let mut driven = Driven::live(Form::Json);
+    driven.pass(1_000);
+    driven.deliver(100, Loss::Never);
+    driven.call(|session, context, _| session.lend(32, usize::MAX, context, drop));
+    driven.now.steady_ms += 24_000;
+    driven.session.transmitted(driven.session.queued_bytes());
+    driven.say(None, ClientBody::Pong);
+    assert_eq!(driven.session.deadline(&driven.settings), Some(driven.now.steady_ms + 1_000));
+}
+
 #[test]
 fn the_server_pings_an_idle_peer_and_closes_a_silent_one() {
     let mut driven = Driven::live(Form::Json);
@@ -105,6 +118,34 @@ fn requests_run_one_by_one_and_only_while_the_peer_reads() {
     }
 }
 
+/// Whoever drives the session need not hear at once that a loan is over, but for these reasons.
+#[test]
+fn the_end_of_a_loan_is_awaited_where_something_depends_on_it() {
+    let lend = |driven: &mut Driven, frames_max: usize| {
+        driven.call(|session, context, _| {
+            session.lend(frames_max, usize::MAX, context, drop);
+            session.awaits_transmitted(context)
+        })
+    };
+    let mut driven = Driven::live(Form::Binary);
+    assert!(!lend(&mut driven, 32), "nothing is lent");
+    driven.deliver(1_000, Loss::Never);
+    assert!(!lend(&mut driven, 32), "nothing is left to do");
+    driven.pressure = Pressure::High;
+    assert!(lend(&mut driven, 32), "who reads is not to look like who does not");
+    driven.pressure = Pressure::None;
+    driven.deliver(1_000, Loss::Never);
+    assert!(lend(&mut driven, 32), "there is more to write");
+
+    let mut driven = Driven::live(Form::Binary);
+    driven.deliver(300_000, Loss::Never);
+    assert!(lend(&mut driven, 32), "over the soft limit the next request waits");
+
+    let mut driven = Driven::live(Form::Binary);
+    driven.call(|session, context, _| session.close(CloseCode::Drained, context));
+    assert!(lend(&mut driven, 32), "the writing half is closed then");
+}
+
 #[test]
 fn a_full_queue_drops_what_may_be_lost_and_closes_on_what_may_not() {
     let mut driven = Driven::live(Form::Binary);
@@ -113,7 +154,7 @@ fn a_full_queue_drops_what_may_be_lost_and_closes_on_what_may_not() {
     assert_eq!(driven.session.queued_bytes(), 200_010);
     // The driver has the first frame, and half of it is written.
     let mut lent = Vec::new();
-    assert_eq!(driven.session.lend(1, usize::MAX, |frame| lent.push(frame)), 0);
+    assert_eq!(driven.call(|session, context, _| session.lend(1, usize::MAX, context, |frame| lent.push(frame))), 0);
     for _ in 0..8 {
         driven.deliver(100_000, Loss::Never);
     }
@@ -121,7 +162,7 @@ fn a_full_queue_drops_what_may_be_lost_and_closes_on_what_may_not() {
     driven.deliver(100_000, Loss::Never);
     assert_eq!(driven.session.ending(), Some(Ending::Ours(CloseCode::Slow)));
     assert!(driven.session.queued_bytes() < 200_100, "only what the driver has, and the close frame");
-    driven.call(|session, context, _| session.transmitted(100_000, context));
+    driven.session.transmitted(100_000);
     driven.output.extend_from_slice(&lent[0][..100_000]);
     assert_eq!(driven.close_code(), Some(4000));
     driven.receive(&client_frame(FIN | CLOSE, [1; 4], &4000u16.to_be_bytes()));

@@ -297,12 +297,13 @@ impl<D: Driver> Tls<D> {
         let place = self.connections.at(key.slot).as_mut();
         let Some(connection) = place.filter(|connection| connection.generation == key.generation) else { return };
         let Some(outgoing) = &mut connection.outgoing else { return };
+        let goes_on = outgoing.shutdown || connection.stage == Stage::Releasing;
         if outgoing.in_flight.is_some() {
-            self.awaits_sent = true;
+            self.awaits_sent |= goes_on || !outgoing.next.is_empty();
             return;
         }
         if !outgoing.next.is_empty() {
-            self.awaits_sent |= outgoing.shutdown || connection.stage == Stage::Releasing;
+            self.awaits_sent |= goes_on;
             let bytes = Bytes::from(std::mem::take(&mut outgoing.next));
             outgoing.in_flight = Some((bytes.clone(), 0));
             return self.inner.submit(Submission::Send { key, frames: smallvec![bytes], offset: 0 });
@@ -321,7 +322,8 @@ impl<D: Driver> Tls<D> {
 
     /// The inner driver has written, or cannot.
     fn sent(&mut self, key: Key, result: io::Result<usize>) {
-        let Some(connection) = self.connection(key) else { return };
+        let place = self.connections.at(key.slot).as_mut();
+        let Some(connection) = place.filter(|connection| connection.generation == key.generation) else { return };
         let Some(outgoing) = &mut connection.outgoing else { return };
         let Some((bytes, written)) = &mut outgoing.in_flight else { return };
         let error = match result {
@@ -329,10 +331,12 @@ impl<D: Driver> Tls<D> {
             Ok(more) => {
                 *written += more;
                 if *written < bytes.len() {
+                    self.awaits_sent = true;
                     let (frames, offset) = (smallvec![bytes.clone()], *written);
                     return self.inner.submit(Submission::Send { key, frames, offset });
                 }
                 outgoing.in_flight = None;
+                self.awaits_sent |= !outgoing.next.is_empty();
                 return self.push(key);
             }
             Err(error) => error,

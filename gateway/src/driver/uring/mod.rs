@@ -65,8 +65,6 @@ pub struct Uring {
     now_ms: u32,
     /// Whoever was silent for so long is quiet again.
     quiet_ms: u32,
-    /// Somebody who leaves waits for a send: what was tried is to be completed at once.
-    hurries: bool,
     /// The ring belongs to the thread that uses it first.
     enabled: bool,
 }
@@ -102,7 +100,6 @@ impl Uring {
             started: Instant::now(),
             now_ms: 0,
             quiet_ms: reading::QUIET_MS,
-            hurries: false,
             enabled: false,
             ring,
         })
@@ -181,7 +178,6 @@ impl Uring {
             self.begin(key.slot, Operation::CancelReceive);
         }
         if sending {
-            self.hurries = true;
             self.begin(key.slot, Operation::CancelSend);
         }
         if closes {
@@ -341,8 +337,7 @@ impl Driver for Uring {
         self.calm_the_silent();
         self.begin_reads();
         let acceptor_has_more = self.acceptor.as_mut().is_some_and(Acceptor::begin_round);
-        let hurries = std::mem::take(&mut self.hurries);
-        let at_once = hurries || acceptor_has_more || !self.done.is_empty() || !self.completed.is_empty();
+        let at_once = acceptor_has_more || !self.done.is_empty() || !self.completed.is_empty();
         self.ring.wait(if at_once { Some(Duration::ZERO) } else { timeout }, &mut self.completed)
     }
 

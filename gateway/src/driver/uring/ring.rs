@@ -141,6 +141,8 @@ pub(super) struct Ring {
     under_way: u64,
     /// What was tried and has not failed yet. Once the kernel has taken it, it has either failed or is complete.
     trials: Vec<Trial>,
+    /// Whether some of it was not even taken.
+    trials_wait: bool,
 }
 
 /// A send that the kernel speaks of only if it fails.
@@ -166,7 +168,7 @@ impl Ring {
         let files_max = files_max.clamp(1, descriptors_max().min(FILES_MAX));
         inner.submitter().register_files_sparse(files_max as u32)?;
         inner.submitter().register_restrictions(&mut restrictions())?;
-        Ok(Self { inner, files_max, under_way: 0, trials: Vec::new() })
+        Ok(Self { inner, files_max, under_way: 0, trials: Vec::new(), trials_wait: false })
     }
 
     /// From now on the ring works, and belongs to this thread.
@@ -237,7 +239,7 @@ impl Ring {
     /// Gives the kernel what stands in line, waits for a completion or the time, and takes all completions.
     pub(super) fn wait(&mut self, timeout: Option<Duration>, completed: &mut VecDeque<Completed>) -> io::Result<()> {
         let submitter = self.inner.submitter();
-        let timeout = if self.keeps_much() { Some(Duration::ZERO) } else { timeout };
+        let timeout = if self.trials_wait || self.keeps_much() { Some(Duration::ZERO) } else { timeout };
         let result = match timeout {
             Some(Duration::ZERO) => submitter.submit(),
             Some(timeout) => {
@@ -253,7 +255,13 @@ impl Ring {
                 if matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
             Err(error) => return Err(error),
         }
-        for entry in self.inner.completion() {
+        let told_before = completed.len();
+        let queue = self.inner.completion();
+        if queue.overflow() > 0 {
+            // One of them may have been a failure, and would pass for a success.
+            return Err(io::Error::other("the kernel has lost completions for want of memory"));
+        }
+        for entry in queue {
             let entry = Completed { user_data: entry.user_data(), result: entry.result(), flags: entry.flags() };
             self.under_way -= u64::from(!entry.more());
             if entry.kind() == Kind::TrySend
@@ -263,7 +271,7 @@ impl Ring {
             }
             completed.push_back(entry);
         }
-        self.complete_trials(completed);
+        self.complete_trials(completed, told_before);
         Ok(())
     }
 
@@ -274,18 +282,25 @@ impl Ring {
     }
 
     /// What was tried and has not failed is done. It is too soon to say so while some of it has not been taken, or the
-    /// kernel has completions that did not fit.
-    fn complete_trials(&mut self, completed: &mut VecDeque<Completed>) {
+    /// kernel has completions that did not fit. It was done before the kernel waited, and so it comes before the rest
+    /// of this call.
+    fn complete_trials(&mut self, completed: &mut VecDeque<Completed>, told_before: usize) {
+        self.trials_wait = false;
         if self.trials.is_empty() {
             return;
         }
         let line = self.inner.submission();
-        if !line.is_empty() || line.cq_overflow() {
+        self.trials_wait = !line.is_empty() || line.cq_overflow();
+        drop(line);
+        if self.trials_wait {
             return;
         }
-        drop(line);
-        self.under_way -= self.trials.len() as u64;
+        let done = self.trials.len();
+        self.under_way -= done as u64;
         completed.extend(self.trials.drain(..).map(Completed::of));
+        if told_before + done < completed.len() {
+            completed.make_contiguous()[told_before..].rotate_right(done);
+        }
     }
 }
 
