@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use roost_protocol::ConversationId;
 use roost_tests::cluster::{Cluster, Composition, Size};
-use roost_tests::people::{Account, Recording, Talk, register, seed};
+use roost_tests::people::{Account, LIVENESS, Recording, Talk, register, seed};
+use roost_tests::process::{Process, eventually};
 use roost_tests::servers::available;
 
 /// A run with its talk, in mid-stream.
@@ -119,11 +120,16 @@ async fn redis_is_killed_and_comes_back_empty(cluster: &mut Cluster, people: &[A
     let fault = Fault::prepare("F27: Redis", cluster, people).await;
     let redis = &mut cluster.servers.as_mut().expect("private servers").redis;
     redis.kill().await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    wait_for_gateways_to_log(&cluster.gateways, "the registry is away").await;
     redis.restart().await;
     fault.healed().await;
-    let noticed = cluster.gateways.iter().all(|gateway| gateway.log().contains("the registry is away"));
-    assert!(noticed, "inconclusive: the gateways did not notice");
+    wait_for_gateways_to_log(&cluster.gateways, "the registry has lost writes: everything is registered again").await;
+}
+
+/// A gateway hears of its Registry when it renews its lease, if no session comes or goes before.
+async fn wait_for_gateways_to_log(gateways: &[Process], line: &str) {
+    let all_have = async || gateways.iter().all(|gateway| gateway.log().contains(line));
+    eventually(line, LIVENESS, all_have).await;
 }
 
 #[tokio::test]
