@@ -10,7 +10,7 @@ use roost_ports::registry::{GatewayEntry, Located, RegistryError, SessionEntry};
 use roost_ports::store::{Member, StoreError};
 use roost_ports::{Clock, Registry, Store};
 use roost_protocol::records::Endpoint;
-use roost_protocol::{ConversationId, Incarnation, Seq, UserId};
+use roost_protocol::{ConversationId, Incarnation, Seq, SessionId, UserId};
 
 use super::route::{GatewayRoute, MemberList, Route};
 
@@ -90,12 +90,14 @@ impl Lookup {
             .buffered(CALLS_AT_ONCE)
             .collect()
             .await;
-        let users: HashSet<UserId> = lists
+        let mut users: Vec<UserId> = lists
             .iter()
             .filter_map(|(_, list)| list.as_ref().ok())
             .flat_map(|list| list.members.iter().map(|member| member.user_id))
             .collect();
-        let (located, noted) = future::join(self.locate(users.into_iter().collect()), self.noted()).await;
+        users.sort_unstable();
+        users.dedup();
+        let (located, noted) = future::join(self.locate(users), self.noted()).await;
         let by_registry = located.is_ok();
         let mut located = located.unwrap_or_default();
         match noted {
@@ -226,43 +228,44 @@ impl Lookup {
 
 /// An answer of the Registry, by user and by gateway.
 struct Places {
-    sessions: HashMap<UserId, Vec<SessionEntry>>,
-    complete: HashMap<Incarnation, Endpoint>,
+    /// In order of user id.
+    sessions: Vec<SessionEntry>,
+    /// The gateways that are complete, and the index of each.
+    complete: Vec<Endpoint>,
+    indices: HashMap<Incarnation, usize>,
     ask: Vec<Endpoint>,
     gateways: Vec<Endpoint>,
 }
 
 impl Places {
     fn new(located: Located) -> Self {
-        let mut sessions: HashMap<UserId, Vec<SessionEntry>> = HashMap::new();
-        for entry in located.sessions {
-            sessions.entry(entry.user_id).or_default().push(entry);
-        }
+        let mut sessions = located.sessions;
+        sessions.sort_by_key(|entry| entry.user_id);
         let gateways: Vec<Endpoint> = located.gateways.iter().map(|gateway| gateway.endpoint.clone()).collect();
         let (complete, ask): (Vec<_>, Vec<_>) = located.gateways.into_iter().partition(|gateway| gateway.complete);
-        Self {
-            sessions,
-            complete: complete.into_iter().map(|gateway| (gateway.endpoint.incarnation, gateway.endpoint)).collect(),
-            ask: ask.into_iter().map(|gateway| gateway.endpoint).collect(),
-            gateways,
-        }
+        let complete: Vec<Endpoint> = complete.into_iter().map(|gateway| gateway.endpoint).collect();
+        let indices = complete.iter().enumerate().map(|(index, endpoint)| (endpoint.incarnation, index)).collect();
+        Self { sessions, complete, indices, ask: ask.into_iter().map(|gateway| gateway.endpoint).collect(), gateways }
     }
 
     fn route(&self, list: Arc<MemberList>, at_ms: u64) -> Route {
-        let mut by_gateway: HashMap<Incarnation, (Vec<roost_protocol::SessionId>, Vec<UserId>)> = HashMap::new();
+        let mut by_gateway: Vec<(Vec<SessionId>, Vec<UserId>)> = vec![Default::default(); self.complete.len()];
+        // Both are in order of user id, so that each member is looked for behind the one before.
+        let mut behind = &self.sessions[..];
         for member in &list.members {
-            for entry in self.sessions.get(&member.user_id).into_iter().flatten() {
-                let incarnation = entry.session_id.incarnation();
+            behind = &behind[behind.partition_point(|entry| entry.user_id < member.user_id)..];
+            for entry in behind.iter().take_while(|entry| entry.user_id == member.user_id) {
                 // A gateway that is not complete is asked by user, which covers the sessions known there.
-                if self.complete.contains_key(&incarnation) {
-                    let (sessions, users) = by_gateway.entry(incarnation).or_default();
+                if let Some(&index) = self.indices.get(&entry.session_id.incarnation()) {
+                    let (sessions, users) = &mut by_gateway[index];
                     sessions.push(entry.session_id);
                     users.push(member.user_id);
                 }
             }
         }
-        let gateways = by_gateway.into_iter().map(|(incarnation, (sessions, users))| GatewayRoute {
-            endpoint: self.complete[&incarnation].clone(),
+        let held = self.complete.iter().zip(by_gateway).filter(|(_, (sessions, _))| !sessions.is_empty());
+        let gateways = held.map(|(endpoint, (sessions, users))| GatewayRoute {
+            endpoint: endpoint.clone(),
             sessions: sessions.into(),
             users,
         });
@@ -271,5 +274,39 @@ impl Places {
             false => list.members.iter().map(|member| member.user_id).collect(),
         };
         Route { gateways: gateways.collect(), ask: self.ask.clone(), users, at_ms, list }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use roost_protocol::DeviceId;
+
+    use super::*;
+
+    #[test]
+    fn every_session_of_each_member_is_found_on_its_gateway_in_whatever_order_the_registry_answers() {
+        let user = |number| UserId::from_bytes([number; 16]);
+        let session = |gateway, slot| SessionId::new(Incarnation(gateway), 0, slot, 0);
+        let entry = |number, gateway, slot| SessionEntry {
+            user_id: user(number),
+            device_id: DeviceId::from_bytes([0; 16]),
+            session_id: session(gateway, slot),
+        };
+        let endpoint = |gateway| Endpoint { address: String::new(), incarnation: Incarnation(gateway) };
+        let gateway = |number, complete| GatewayEntry { endpoint: endpoint(number), complete };
+        // 2 is nobody's member here, 3 has no session, and gateway 3 is asked by user.
+        let sessions =
+            vec![entry(5, 1, 5), entry(2, 1, 2), entry(4, 1, 4), entry(1, 2, 0), entry(4, 2, 1), entry(1, 3, 0)];
+        let gateways = vec![gateway(1, true), gateway(2, true), gateway(3, false), gateway(4, true)];
+        let members = [1, 3, 4, 5].map(|number| Member { user_id: user(number), from_seq: 1, to_seq: None });
+        let list = Arc::new(MemberList::new(1, members.to_vec()));
+        let route = Places::new(Located { sessions, gateways }).route(list, 7);
+        let held = |gateway, some: &[(u8, u32)]| GatewayRoute {
+            endpoint: endpoint(gateway),
+            sessions: some.iter().map(|&(_, slot)| session(gateway, slot)).collect(),
+            users: some.iter().map(|&(number, _)| user(number)).collect(),
+        };
+        assert_eq!(route.gateways, [held(1, &[(4, 4), (5, 5)]), held(2, &[(1, 0), (4, 1)])]);
+        assert_eq!((route.ask, route.users.len()), (vec![endpoint(3)], 4));
     }
 }
