@@ -249,7 +249,7 @@ impl Places {
     }
 
     fn route(&self, list: Arc<MemberList>, at_ms: u64) -> Route {
-        let mut by_gateway: Vec<(Vec<SessionId>, Vec<UserId>)> = vec![Default::default(); self.complete.len()];
+        let mut by_gateway: Vec<Vec<(SessionId, UserId)>> = vec![Vec::new(); self.complete.len()];
         // Both are in order of user id, so that each member is looked for behind the one before.
         let mut behind = &self.sessions[..];
         for member in &list.members {
@@ -257,17 +257,16 @@ impl Places {
             for entry in behind.iter().take_while(|entry| entry.user_id == member.user_id) {
                 // A gateway that is not complete is asked by user, which covers the sessions known there.
                 if let Some(&index) = self.indices.get(&entry.session_id.incarnation()) {
-                    let (sessions, users) = &mut by_gateway[index];
-                    sessions.push(entry.session_id);
-                    users.push(member.user_id);
+                    by_gateway[index].push((entry.session_id, entry.user_id));
                 }
             }
         }
-        let held = self.complete.iter().zip(by_gateway).filter(|(_, (sessions, _))| !sessions.is_empty());
-        let gateways = held.map(|(endpoint, (sessions, users))| GatewayRoute {
-            endpoint: endpoint.clone(),
-            sessions: sessions.into(),
-            users,
+        let held = self.complete.iter().zip(by_gateway).filter(|(_, sessions)| !sessions.is_empty());
+        let gateways = held.map(|(endpoint, mut sessions)| {
+            // In the order of the gateway's slots, so that its shards walk through memory and not all over it.
+            sessions.sort_unstable();
+            let (sessions, users): (Vec<SessionId>, Vec<UserId>) = sessions.into_iter().unzip();
+            GatewayRoute { endpoint: endpoint.clone(), sessions: sessions.into(), users }
         });
         let users = match self.ask.is_empty() {
             true => Arc::from([]),
@@ -296,7 +295,7 @@ mod tests {
         let gateway = |number, complete| GatewayEntry { endpoint: endpoint(number), complete };
         // 2 is nobody's member here, 3 has no session, and gateway 3 is asked by user.
         let sessions =
-            vec![entry(5, 1, 5), entry(2, 1, 2), entry(4, 1, 4), entry(1, 2, 0), entry(4, 2, 1), entry(1, 3, 0)];
+            vec![entry(5, 1, 3), entry(2, 1, 2), entry(4, 1, 4), entry(1, 2, 0), entry(4, 2, 1), entry(1, 3, 0)];
         let gateways = vec![gateway(1, true), gateway(2, true), gateway(3, false), gateway(4, true)];
         let members = [1, 3, 4, 5].map(|number| Member { user_id: user(number), from_seq: 1, to_seq: None });
         let list = Arc::new(MemberList::new(1, members.to_vec()));
@@ -306,7 +305,7 @@ mod tests {
             sessions: some.iter().map(|&(_, slot)| session(gateway, slot)).collect(),
             users: some.iter().map(|&(number, _)| user(number)).collect(),
         };
-        assert_eq!(route.gateways, [held(1, &[(4, 4), (5, 5)]), held(2, &[(1, 0), (4, 1)])]);
+        assert_eq!(route.gateways, [held(1, &[(5, 3), (4, 4)]), held(2, &[(1, 0), (4, 1)])]);
         assert_eq!((route.ask, route.users.len()), (vec![endpoint(3)], 4));
     }
 }

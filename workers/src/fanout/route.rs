@@ -43,9 +43,9 @@ impl MemberList {
 pub struct GatewayRoute {
     /// Where.
     pub endpoint: Endpoint,
-    /// Which sessions: one allocation that every message of the next seconds shares.
+    /// Which sessions, in order: one allocation that every message of the next seconds shares.
     pub sessions: Arc<[SessionId]>,
-    /// Whose, in the same order.
+    /// Whose, each at the same index.
     pub users: Vec<UserId>,
 }
 
